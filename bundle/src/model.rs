@@ -1,0 +1,270 @@
+//! The files, parsed and compiled: what a proxy runs. Whoever holds one of these values checks nothing again.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::wire;
+
+mod endpoints;
+mod matching;
+mod parse;
+mod route;
+
+pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
+pub use matching::{AuthorityTest, HeaderName, HeaderTest, Match, PathTest, QueryTest, Text, first_value};
+pub use route::{
+    Action, Cors, Destination, Destinations, Fault, HeaderOps, Mirror, PathRewrite, Piece, Retry, RetryOn, Rewrite,
+    RouteTable, Rule, Share, TcpRule, Template, TlsRule,
+};
+
+/// One thing that is wrong with a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {value:?}: {message}")]
+pub struct Invalid {
+    /// Field, from the root of the bundle.
+    pub path: String,
+    /// Its value.
+    pub value: String,
+    /// What is wrong and what would be accepted.
+    pub message: String,
+}
+
+/// A parsed [`wire::Bundle`]: lookups are hash maps, expressions are compiled, names of destinations are resolved.
+#[derive(Debug)]
+pub struct Config {
+    /// Greater than that of every configuration of the process that was parsed before.
+    pub serial: u64,
+    /// Who the proxy serves.
+    pub workload: Arc<wire::PeerWorkload>,
+    /// The workload as written.
+    pub owner: wire::Workload,
+    /// Settings of the whole mesh.
+    pub mesh: wire::Mesh,
+    /// How requests to the workload are received.
+    pub inbound: Inbound,
+    /// All hosts, sorted by name.
+    pub hosts: Vec<Arc<Host>>,
+    /// All destinations; [`Cluster::id`] is the position.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// Ports of hosts by cluster address and number.
+    addresses: HashMap<(IpAddr, u16), Arc<Port>>,
+    /// HTTP names by number of the port dialled.
+    domains: HashMap<u16, Domains>,
+    /// Ports of headless hosts by number.
+    headless: HashMap<u16, Vec<Arc<Port>>>,
+    /// TLS ports of hosts without address by number.
+    server_names: HashMap<u16, Vec<Arc<Port>>>,
+    /// Ports with rules for subnets by number.
+    subnets: HashMap<u16, Vec<Arc<Port>>>,
+}
+
+impl Config {
+    /// Parses and compiles a bundle.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, not only the first.
+    pub fn parse(bundle: wire::Bundle) -> Result<Self, Vec<Invalid>> {
+        parse::config(bundle)
+    }
+
+    /// The port of the host that has this cluster address (SM-038).
+    #[must_use]
+    pub fn by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Port>> {
+        self.addresses.get(&(address, port))
+    }
+
+    /// The HTTP names of a port number; `None` when nothing there is HTTP or automatic.
+    #[must_use]
+    pub fn domains(&self, port: u16) -> Option<&Domains> {
+        self.domains.get(&port)
+    }
+
+    /// Ports of headless hosts with this number.
+    #[must_use]
+    pub fn headless(&self, port: u16) -> &[Arc<Port>] {
+        self.headless.get(&port).map_or(&[], Vec::as_slice)
+    }
+
+    /// TLS ports with this number of hosts that are known by name alone (SM-044).
+    #[must_use]
+    pub fn by_server_name(&self, port: u16) -> &[Arc<Port>] {
+        self.server_names.get(&port).map_or(&[], Vec::as_slice)
+    }
+
+    /// The port with this number of a host that has a rule for a subnet with this address (VS-174).
+    #[must_use]
+    pub fn by_subnet(&self, address: IpAddr, port: u16) -> Option<&Arc<Port>> {
+        let names = |subnets: &[wire::Subnet]| !subnets.is_empty() && route::in_any(subnets, address);
+        self.subnets.get(&port)?.iter().find(|port| {
+            port.tls.iter().any(|rule| names(&rule.subnets)) || port.tcp.iter().any(|rule| names(&rule.subnets))
+        })
+    }
+}
+
+/// How requests to the workload are received.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Mode of ports that are not listed.
+    pub mtls: wire::MtlsMode,
+    /// Where the application is reached.
+    pub destination: wire::InboundDestination,
+    /// Ports by number.
+    pub ports: HashMap<u16, Arc<InboundPort>>,
+}
+
+impl Inbound {
+    /// What is known of a port; `None` for one that no Service leads to.
+    #[must_use]
+    pub fn port(&self, number: u16) -> Option<&Arc<InboundPort>> {
+        self.ports.get(&number)
+    }
+
+    /// Mode of PeerAuthentication for a port.
+    #[must_use]
+    pub fn mode(&self, number: u16) -> wire::MtlsMode {
+        self.ports.get(&number).map_or(self.mtls, |port| port.mtls)
+    }
+}
+
+/// A target port of the workload.
+#[derive(Debug)]
+pub struct InboundPort {
+    /// Number.
+    pub number: u16,
+    /// Protocol.
+    pub protocol: wire::Protocol,
+    /// Mode.
+    pub mtls: wire::MtlsMode,
+    /// Host of the Service that telemetry shows (MET-032).
+    pub host: Option<Arc<str>>,
+    /// Limits of connections to the application (DR-089), where there are any.
+    pub policy: Option<Arc<wire::Policy>>,
+}
+
+/// A host that the workload may call.
+#[derive(Debug)]
+pub struct Host {
+    /// Fully qualified name.
+    pub host: Arc<str>,
+    /// Short name (MET-030).
+    pub name: Arc<str>,
+    /// Namespace of the Service.
+    pub namespace: Arc<str>,
+    /// Cluster addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Reached at the endpoint that the client dialled (SM-076).
+    pub headless: bool,
+    /// Only endpoints on the client's own node are used (SM-011).
+    pub node_local: bool,
+    /// Position in [`wire::Bundle::hosts`], for `/config/status` (DLV-165).
+    pub position: usize,
+}
+
+/// A port of a host, with its rules.
+#[derive(Debug)]
+pub struct Port {
+    /// The host.
+    pub host: Arc<Host>,
+    /// Service port.
+    pub number: u16,
+    /// Protocol.
+    pub protocol: wire::Protocol,
+    /// HTTP rules.
+    pub http: Arc<RouteTable>,
+    /// Rules for TLS that passes through, most specific first.
+    pub tls: Vec<TlsRule>,
+    /// Rules for opaque connections.
+    pub tcp: Vec<TcpRule>,
+    /// All endpoints of the port.
+    pub cluster: Arc<Cluster>,
+}
+
+/// A destination: host, port and subset, with the policy that holds for it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Position in [`Config::clusters`].
+    pub id: usize,
+    /// `outbound|<port>|<subset>|<fqdn>` (LOG-023).
+    pub name: Arc<str>,
+    /// The host.
+    pub host: Arc<Host>,
+    /// Service port.
+    pub port: u16,
+    /// Name that finds the port in [`Endpoint::ports`].
+    pub port_name: Arc<str>,
+    /// Protocol of the port.
+    pub protocol: wire::Protocol,
+    /// Name of the subset; `None`: all endpoints.
+    pub subset: Option<Arc<str>>,
+    /// Labels that an endpoint of it has.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// How endpoints are chosen and connected to.
+    pub policy: wire::Policy,
+    /// SNI of mesh mTLS (ID-077); `None` when it would be too long.
+    pub sni: Option<Arc<str>>,
+}
+
+impl Cluster {
+    /// Connect timeout.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.policy.connect_timeout_ms)
+    }
+}
+
+/// The HTTP names of one port number.
+#[derive(Debug, Default)]
+pub struct Domains {
+    /// A visible service has it as an HTTP-class port, so HTTP there goes by Host alone (SM-037).
+    pub shared: bool,
+    exact: HashMap<Box<str>, Domain>,
+    /// Suffix with its dot; longest first.
+    suffixes: Vec<(Box<str>, Domain)>,
+}
+
+/// What an HTTP name leads to.
+#[derive(Debug, Clone)]
+pub struct Domain {
+    /// Rules.
+    pub http: Arc<RouteTable>,
+    /// Port of the host that has the name; `None` for made-up names (VS-011).
+    pub port: Option<Arc<Port>>,
+    /// The port is HTTP-class, not an automatic one: HTTP by Host reaches it from any address.
+    pub shared: bool,
+}
+
+impl Domains {
+    /// Finds a host by name without port, in lower case (SM-040, SM-041, SM-057).
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Domain> {
+        if let Some(domain) = self.exact.get(name) {
+            return Some(domain);
+        }
+        self.suffixes
+            .iter()
+            .find(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix))
+            .map(|(_, domain)| domain)
+    }
+
+    fn insert(&mut self, name: &str, domain: Domain) {
+        self.shared |= domain.shared;
+        // Addresses of IPv6 are looked up without the brackets that they have in a Host.
+        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let name = bare.unwrap_or(name);
+        if let Some(suffix) = name.strip_prefix('*') {
+            self.suffixes.push((suffix.into(), domain));
+        } else {
+            // A short alias never hides a real name, so hosts whose own name it is are inserted last (SM-042).
+            self.exact.insert(name.into(), domain);
+        }
+    }
+
+    fn sort(&mut self) {
+        self.suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

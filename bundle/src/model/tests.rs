@@ -1,0 +1,213 @@
+use super::*;
+
+fn bundle(yaml: &str) -> wire::Bundle {
+    serde_yaml::from_str(yaml).expect("the test's own text")
+}
+
+const BASE: &str = r"
+workload: {namespace: app, name: client, serviceAccount: client, canonicalName: client, canonicalRevision: latest}
+hosts:
+- host: echo.app.svc.cluster.local
+  name: echo
+  namespace: app
+  domains: [10.0.0.1, echo, echo.app, echo.app.svc, echo.app.svc.cluster.local]
+  addresses: [10.0.0.1]
+  ports:
+  - {port: 80, name: http, protocol: http, http: echo}
+  - {port: 9000, name: tcp, protocol: tcp}
+  subsets:
+  - {name: v1, labels: {version: v1}}
+routes:
+- name: echo
+  origin: {kind: VirtualService, namespace: app, name: echo}
+  rules:
+  - matches: [{path: {prefix: /a}}]
+    destinations:
+    - {host: echo.app.svc.cluster.local, port: 80, subset: v1, weight: 90}
+    - {host: echo.app.svc.cluster.local, port: 80, subset: missing, weight: 10}
+";
+
+// spec: SM-038, SM-040, LOG-023, ID-077
+#[test]
+fn hosts_are_found_by_address_and_name_and_clusters_carry_their_names() {
+    let config = Config::parse(bundle(BASE)).expect("valid");
+    let address = "10.0.0.1".parse().expect("address");
+    let port = config.by_address(address, 80).expect("known");
+    assert_eq!(&*port.cluster.name, "outbound|80||echo.app.svc.cluster.local");
+    assert!(config.by_address(address, 81).is_none());
+    let domains = config.domains(80).expect("HTTP port");
+    for name in [
+        "echo",
+        "echo.app",
+        "echo.app.svc",
+        "echo.app.svc.cluster.local",
+        "10.0.0.1",
+    ] {
+        assert!(domains.find(name).is_some(), "{name}");
+    }
+    assert!(domains.find("other").is_none());
+    assert!(config.domains(9000).is_none());
+    let v1 = config
+        .clusters
+        .iter()
+        .find(|c| c.subset.is_some() && c.port == 80)
+        .expect("subset");
+    assert_eq!(v1.sni.as_deref(), Some("outbound_.80_.v1_.echo.app.svc.cluster.local"));
+}
+
+// spec: VS-048, VS-049, VS-053
+#[test]
+fn an_undefined_subset_stays_a_destination_without_cluster() {
+    let config = Config::parse(bundle(BASE)).expect("valid");
+    let domain = config.domains(80).and_then(|d| d.find("echo")).expect("known");
+    let Action::Destinations(destinations) = &domain.http.rules[0].action else {
+        panic!("forwards");
+    };
+    assert_eq!(destinations.total, 100);
+    assert!(destinations.choose(|_| 89).is_some_and(|d| d.cluster.is_some()));
+    assert!(destinations.choose(|_| 90).is_some_and(|d| d.cluster.is_none()));
+}
+
+// spec: DLV-080
+#[test]
+fn all_problems_are_reported_with_their_paths() {
+    let mut broken = bundle(BASE);
+    broken.routes[0].rules[0].matches[0].path = Some(wire::StringMatch::Regex("(".into()));
+    broken.routes[0].rules[0].request_headers.set = vec![("x".into(), "%REQ(".into())];
+    broken.hosts[0].ports[0].http = Some("absent".into());
+    let problems = Config::parse(broken).expect_err("three problems");
+    let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "routes[echo].rules[0].matches[0].path",
+            "routes[echo].rules[0].requestHeaders.set[x]",
+            "hosts[echo.app.svc.cluster.local].ports[80].http"
+        ]
+    );
+}
+
+// spec: SM-057
+#[test]
+fn the_longest_suffix_wins_and_never_the_bare_name() {
+    let mut config = bundle(BASE);
+    config.hosts[0].domains = vec!["*.b.c".into(), "*.a.b.c".into()];
+    let config = Config::parse(config).expect("valid");
+    let domains = config.domains(80).expect("HTTP port");
+    assert!(domains.find("b.c").is_none());
+    assert!(domains.find("x.b.c").is_some());
+    assert_eq!(&*domains.suffixes[0].0, ".a.b.c");
+}
+
+// spec: VS-065
+#[test]
+fn templates_have_literals_and_variables() {
+    let parsed = parse::template("a%%b%REQ(x-y):3%c%START_TIME%").expect("valid");
+    assert_eq!(
+        parsed.pieces,
+        [
+            Piece::Literal("a%b".into()),
+            Piece::Variable {
+                name: "REQ".into(),
+                argument: Some("x-y".into()),
+                limit: Some(3)
+            },
+            Piece::Literal("c".into()),
+            Piece::Variable {
+                name: "START_TIME".into(),
+                argument: None,
+                limit: None
+            },
+        ]
+    );
+    assert!(parse::template("50%").is_err());
+}
+
+// spec: VS-035, VS-036, VS-038
+#[test]
+fn header_conditions_look_at_each_field() {
+    let test = |value: Option<&str>, invert| HeaderTest {
+        name: HeaderName::Field("x".into()),
+        value: value.map(|v| Text::Exact(v.as_bytes().into())),
+        invert,
+    };
+    let values = |list: &'static [&'static str]| list.iter().map(|v| v.as_bytes());
+    assert!(test(Some("a"), false).holds(values(&["b", "a"])));
+    assert!(!test(Some("a"), false).holds(values(&["a,b"])));
+    assert!(test(None, false).holds(values(&[""])));
+    assert!(test(None, true).holds(values(&[])));
+    assert!(test(Some("a"), true).holds(values(&[])));
+    assert!(!test(Some("a"), true).holds(values(&["b", "a"])));
+}
+
+// spec: VS-039
+#[test]
+fn query_conditions_read_the_first_value_as_sent() {
+    let test = QueryTest {
+        name: b"a"[..].into(),
+        value: Some(Text::Exact(b"%20"[..].into())),
+    };
+    assert!(test.holds(Some(b"b=1&a=%20&a=2")));
+    assert!(!test.holds(Some(b"a")));
+    assert!(!test.holds(None));
+}
+
+// spec: SM-040
+#[test]
+fn an_address_of_ipv6_is_found_with_and_without_its_brackets() {
+    let mut config = bundle(BASE);
+    config.hosts[0].domains = vec!["[fd00::1]".into()];
+    let config = Config::parse(config).expect("valid");
+    assert!(config.domains(80).expect("HTTP port").find("fd00::1").is_some());
+}
+
+// spec: VS-053, VS-055, VS-056
+#[test]
+fn weights_of_equal_destinations_add_up_and_zero_gets_nothing() {
+    let weights = [("v1", 30), ("missing", 40), ("v1", 30), ("v1", 0)];
+    let list: Vec<String> = weights
+        .iter()
+        .map(|(subset, weight)| {
+            format!("{{host: echo.app.svc.cluster.local, port: 80, subset: {subset}, weight: {weight}}}")
+        })
+        .collect();
+    let mut config = bundle(BASE);
+    config.routes[0].rules[0].action =
+        serde_yaml::from_str(&format!("destinations: [{}]", list.join(", "))).expect("an action");
+    let config = Config::parse(config).expect("valid");
+    let domain = config.domains(80).and_then(|d| d.find("echo")).expect("known");
+    let Action::Destinations(destinations) = &domain.http.rules[0].action else {
+        panic!("forwards");
+    };
+    let drawn = (0..destinations.total).filter_map(|draw| destinations.choose(|_| draw));
+    let positions = drawn.map(|found| {
+        destinations
+            .list
+            .iter()
+            .position(|d| std::ptr::eq(d, found))
+            .expect("of the list")
+    });
+    let mut counts = [0; 4];
+    positions.for_each(|position| counts[position] += 1);
+    assert_eq!(counts, [30, 40, 30, 0]);
+    let to_v1 = |position: &usize| destinations.list[*position].cluster.is_some();
+    assert_eq!((0..4).filter(to_v1).map(|position| counts[position]).sum::<i32>(), 60);
+}
+
+// spec: VS-174
+#[test]
+fn an_address_is_found_by_the_subnets_of_rules() {
+    let mut config = bundle(BASE);
+    let rule =
+        "{subnets: [{address: 10.9.0.0, prefix: 16}], destinations: [{host: echo.app.svc.cluster.local, port: 9000}]}";
+    config.hosts[0].ports[1].tcp = vec![serde_yaml::from_str(rule).expect("a rule")];
+    let config = Config::parse(config).expect("valid");
+    let found = |address: &str, port| {
+        config
+            .by_subnet(address.parse().expect("address"), port)
+            .map(|p| p.number)
+    };
+    assert_eq!(found("10.9.1.1", 9000), Some(9000));
+    assert_eq!(found("10.9.1.1", 80), None);
+    assert_eq!(found("10.10.1.1", 9000), None);
+}

@@ -1,0 +1,403 @@
+//! The files as they are written: serde types, laid out for people (DLV-020, DLV-022).
+//!
+//! Names are resolved (no short host names), merge rules are applied, and what is left out has the default that the
+//! field's comment states. Unknown fields are ignored, so that an older proxy reads a newer bundle; what changes the
+//! meaning of a bundle is a name in `requires` (DLV-024).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::{KeyInputs, Template};
+
+mod endpoints;
+mod locality;
+mod manifest;
+mod policy;
+mod route;
+
+pub use endpoints::{Endpoint, Endpoints, Health, HostEndpoints, MeshTls, PeerWorkload};
+pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
+pub use manifest::{EndpointsManifest, Manifest, ShardDigest, Target};
+pub use policy::{
+    ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
+    RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
+};
+pub use route::{
+    Abort, Action, Cors, DEFAULT_RETRY_ON, Delay, Destination, DirectResponse, Fault, HeaderMatch, HeaderOps, Match,
+    Mirror, Origin, PathRewrite, QueryMatch, Redirect, RedirectPath, RedirectPort, RetryPolicy, Rewrite, RouteTable,
+    Rule, StringMatch, Subnet, TcpRule, TlsRule,
+};
+
+/// The schema that this build writes; it reads this one and none before it yet.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that one workload's proxies need apart from endpoint addresses: content of `bundle.yaml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bundle {
+    /// Who the proxy serves.
+    pub workload: Workload,
+    /// Settings of the whole mesh that a proxy needs.
+    #[serde(default)]
+    pub mesh: Mesh,
+    /// How requests to the workload are received.
+    #[serde(default)]
+    pub inbound: Inbound,
+    /// Every host that the workload may call, sorted by name. `/config/status` reports positions in it (DLV-165).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
+    /// HTTP domains that no host of [`Bundle::hosts`] has: made-up names of virtual services (VS-011).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<ExtraDomain>,
+    /// HTTP route tables that ports of hosts and extra domains refer to by name, sorted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteTable>,
+}
+
+/// The workload that a bundle is for. Facts of one pod (name, addresses, node) are never in it (DLV-014).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: String,
+    /// Workload name as telemetry shows it (MET-020).
+    pub name: String,
+    /// Service account.
+    pub service_account: String,
+    /// Sidecar (default) or gateway.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub template: Template,
+    /// Canonical service (SM-007).
+    pub canonical_name: String,
+    /// Canonical revision (SM-007).
+    pub canonical_revision: String,
+    /// Telemetry's `app` (MET-022); absent: `unknown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Telemetry's `version` (MET-022); absent: `unknown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// Settings of the whole mesh that a proxy needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mesh {
+    /// DNS suffix of the cluster; default `cluster.local`.
+    #[serde(skip_serializing_if = "is_cluster_local")]
+    pub cluster_domain: String,
+    /// Trust domain of the mesh; default `cluster.local` (ID-002).
+    #[serde(skip_serializing_if = "is_cluster_local")]
+    pub trust_domain: String,
+    /// Further trust domains that count as this mesh (ID-006).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trust_domain_aliases: Vec<String>,
+    /// Servers do not look at a peer's trust domain; default false (ID-084).
+    #[serde(skip_serializing_if = "is_default")]
+    pub skip_validate_trust_domain: bool,
+    /// What happens to traffic of no known host; default `ALLOW_ANY` (SM-060).
+    #[serde(skip_serializing_if = "is_default")]
+    pub outbound_policy: OutboundPolicy,
+    /// Connect timeout of pass-through connections and of the local application; default 10 000 ms (SM-115).
+    #[serde(skip_serializing_if = "is_ten_seconds")]
+    pub connect_timeout_ms: u64,
+    /// Rules of the reference mesh where Weft's own differ; default false (`weft.compatibility: istio`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub istio_compatibility: bool,
+    /// How long detection waits for first bytes before a connection is one of TCP; 0 without limit (SM-029, SM-030).
+    #[serde(skip_serializing_if = "is_default")]
+    pub detection_timeout_ms: u64,
+    /// Normalisation of request paths before they are matched; default `BASE` (SM-116).
+    #[serde(skip_serializing_if = "is_default")]
+    pub path_normalization: PathNormalization,
+    /// Lowest TLS version of mesh connections; default 1.2 (ID-069).
+    #[serde(skip_serializing_if = "is_default")]
+    pub min_tls: TlsVersion,
+    /// Access log; absent: the sampled default (BYD-034).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+    /// Retries of routes that state none; default VS-099.
+    #[serde(skip_serializing_if = "is_default")]
+    pub retry: RetryPolicy,
+    /// A service whose endpoints are all gone is tried by its ClusterIP (DLV-115); default true.
+    #[serde(skip_serializing_if = "is_true")]
+    pub vip_fallback: bool,
+    /// Loopback port of the explicit HTTP proxy (SM-052); absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_proxy_port: Option<u16>,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            cluster_domain: "cluster.local".into(),
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            skip_validate_trust_domain: false,
+            outbound_policy: OutboundPolicy::default(),
+            connect_timeout_ms: 10_000,
+            istio_compatibility: false,
+            detection_timeout_ms: 0,
+            path_normalization: PathNormalization::default(),
+            min_tls: TlsVersion::default(),
+            access_log: None,
+            retry: RetryPolicy::default(),
+            vip_fallback: true,
+            http_proxy_port: None,
+        }
+    }
+}
+
+/// What happens to traffic of no known host (SM-059 ff.).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OutboundPolicy {
+    /// Goes to the address that the application dialled.
+    #[default]
+    AllowAny,
+    /// Refused: 502 for HTTP, closed otherwise.
+    RegistryOnly,
+}
+
+/// Normalisation of request paths (SM-116).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PathNormalization {
+    /// As received.
+    None,
+    /// Dot segments and percent-encoding (RFC 3986).
+    #[default]
+    Base,
+    /// And repeated slashes.
+    MergeSlashes,
+    /// And encoded slashes.
+    DecodeAndMergeSlashes,
+}
+
+/// A TLS version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// An access log (LOG-001 ff.).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessLog {
+    /// File in the proxy's container; empty: nothing is logged.
+    pub path: String,
+    /// Text or JSON.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub encoding: LogEncoding,
+    /// Format string, or for JSON an object of key to format; absent: LOG-004, LOG-005.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+}
+
+/// Encoding of an access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LogEncoding {
+    /// One line of text.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How requests to the workload are received.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Inbound {
+    /// Mode of ports that are not listed; default `PERMISSIVE` (PA-003).
+    #[serde(skip_serializing_if = "is_default")]
+    pub mtls: MtlsMode,
+    /// Where the application is reached; default its pod address (SM-109).
+    #[serde(skip_serializing_if = "is_default")]
+    pub destination: InboundDestination,
+    /// Ports of which something is known, sorted by number.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<InboundPort>,
+}
+
+/// Where the proxy connects to its application (SM-109).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum InboundDestination {
+    /// The address that the client dialled.
+    #[default]
+    Passthrough,
+    /// 127.0.0.1 or ::1.
+    Localhost,
+}
+
+/// What a port of the workload speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InboundPort {
+    /// Target port, 1..65535.
+    pub port: u16,
+    /// Protocol of the oldest Service that leads here (SM-027).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// Mode of this port; absent: [`Inbound::mtls`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsMode>,
+    /// Host of the Service that telemetry shows (MET-032); absent: none leads here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Limits of connections to the application, and their HTTP version (DR-089).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: Policy,
+}
+
+/// Mode of PeerAuthentication (PA-002).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MtlsMode {
+    /// Plaintext only.
+    Disable,
+    /// mTLS and plaintext.
+    #[default]
+    Permissive,
+    /// mTLS only.
+    Strict,
+}
+
+/// Protocol of a port (SM-015 ff.).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Not declared: detected from the first bytes (SM-028).
+    #[default]
+    Auto,
+    /// HTTP/1.1 upstream.
+    Http,
+    /// HTTP/2 upstream.
+    Http2,
+    /// HTTP/2 upstream, gRPC.
+    Grpc,
+    /// TLS of the application, routed by SNI.
+    Tls,
+    /// Opaque bytes.
+    Tcp,
+}
+
+impl Protocol {
+    /// Whether HTTP routes apply without detection (SM-020).
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+}
+
+/// A host that the workload may call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Host {
+    /// Fully qualified name, lower case: the key of [`HostEndpoints`].
+    pub host: String,
+    /// Short name for telemetry (MET-030).
+    pub name: String,
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Host header values that select it, without port, lower case, sorted (SM-040). `*.x` stands for any name that
+    /// ends in `.x` (SM-077). The host itself is one of them only when it is listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<String>,
+    /// Cluster addresses (SM-038); empty for headless services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// Connections go to the endpoint that the client dialled (SM-076, SM-077); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub headless: bool,
+    /// Only endpoints on the client's own node are used (SM-011); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub node_local: bool,
+    /// Ports, sorted by number. UDP ports are not listed (SM-022).
+    pub ports: Vec<HostPort>,
+    /// Named parts of the endpoints (DR-026), sorted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<Subset>,
+}
+
+/// A port of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPort {
+    /// Service port, 1..65535.
+    pub port: u16,
+    /// Name that finds the port in [`Endpoint::ports`]; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Protocol.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// Name of the [`RouteTable`] of HTTP requests; absent: all go to this host under [`Mesh::retry`] (SM-048).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Rules for TLS that passes through, most specific first; none fits: unknown traffic (VS-168); no rule: SM-044.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<TlsRule>,
+    /// Rules for opaque connections, first match; none fits: this host (VS-184).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp: Vec<TcpRule>,
+    /// How endpoints are chosen and connected to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: Policy,
+}
+
+/// A named part of a host's endpoints (DR-026 ff.).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subset {
+    /// Name.
+    pub name: String,
+    /// An endpoint belongs to it when its labels contain all of these (DR-027).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The subset's policy for each port where it differs from [`HostPort::policy`], resolved (DR-022, DR-023).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub policies: BTreeMap<u16, Policy>,
+}
+
+/// HTTP names on a port that belong to no known host (VS-011).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtraDomain {
+    /// Port that the client dialled.
+    pub port: u16,
+    /// Host header values, as [`Host::domains`].
+    pub domains: Vec<String>,
+    /// Name of the [`RouteTable`].
+    pub http: String,
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+pub(crate) fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_ten_seconds(value: &u64) -> bool {
+    *value == 10_000
+}
+
+fn is_cluster_local(value: &String) -> bool {
+    value == "cluster.local"
+}
+
+/// Inputs of a key, for [`Manifest::inputs`].
+pub type Inputs = KeyInputs;

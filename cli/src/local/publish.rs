@@ -1,0 +1,43 @@
+//! Service ports on 127.0.0.1 of this machine (LOC-024).
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::Context;
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpListener;
+
+use super::dns::Resolver;
+use super::fabric::Reach;
+use super::output::Output;
+use super::up::Publish;
+
+/// Listens for as long as the run lives. Connections go to the service as those of a pod without sidecar.
+///
+/// # Errors
+/// That the port is taken.
+pub(super) async fn listen(publish: Publish, resolver: Resolver, reach: Reach, output: &Output) -> anyhow::Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, publish.local));
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("publish {publish}: listen on {address}"))?;
+    output.note(&format!(
+        "{}/{}:{} is at http://{address}",
+        publish.namespace, publish.service, publish.port
+    ));
+    let host = format!("{}.{}.svc.cluster.local", publish.service, publish.namespace);
+    tokio::spawn(async move {
+        loop {
+            let Ok((mut from, _)) = listener.accept().await else {
+                continue;
+            };
+            let Some(target) = resolver.lookup(&host) else { continue };
+            let port = publish.port;
+            let reach = reach.clone();
+            tokio::spawn(async move {
+                if let Ok(mut to) = reach.dial(target, port).await {
+                    let _ = copy_bidirectional(&mut from, &mut to).await;
+                }
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The configuration of each key: what is its own, and the view that it shares.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use weft_bundle::key::{KeyInputs, canonical_name, canonical_revision};
+use weft_bundle::pack::{self, Files, Limits};
+use weft_bundle::wire::{self, Bundle, Inbound, Mesh, Workload};
+use weft_crds::PeerAuthentication;
+
+use super::view::{Common, View, Views};
+use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, inbound, route};
+use crate::world::World;
+
+/// What was rendered, by key.
+#[derive(Debug, Default)]
+pub(super) struct Configs {
+    seen: HashMap<ConfigRef, Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    inputs: Arc<KeyInputs>,
+    common: Arc<Common>,
+    policies: Arc<Vec<Arc<PeerAuthentication>>>,
+    view: Arc<View>,
+    own: Own,
+    result: Result<Arc<RenderedConfig>, String>,
+}
+
+/// The parts of a bundle that are of its key alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Own {
+    workload: Workload,
+    mesh: Mesh,
+    inbound: Inbound,
+}
+
+impl Own {
+    pub(super) fn bundle(&self, view: &View) -> Bundle {
+        let Self {
+            workload,
+            mesh,
+            inbound,
+        } = self.clone();
+        Bundle {
+            workload,
+            mesh,
+            inbound,
+            hosts: view.hosts.clone(),
+            domains: view.domains.clone(),
+            routes: view.routes.clone(),
+        }
+    }
+}
+
+impl Configs {
+    /// Renders the keys; what none of them is any more is forgotten.
+    pub(super) fn render(
+        &mut self,
+        shared: &Shared<'_>,
+        views: &mut Views,
+        keys: BTreeMap<ConfigRef, Arc<KeyInputs>>,
+        output: &mut Output,
+    ) {
+        self.seen.retain(|reference, _| keys.contains_key(reference));
+        let mesh = mesh(shared.world);
+        let policies = shared.sound.sources.peer_authentications;
+        for (reference, inputs) in keys {
+            let view = views.of(shared, &inputs);
+            let before = self.seen.remove(&reference);
+            let is_own_same = |seen: &&Seen| {
+                seen.inputs == inputs
+                    && seen.own.mesh == mesh
+                    && Arc::ptr_eq(&seen.common, views.common())
+                    && Arc::ptr_eq(&seen.policies, policies)
+            };
+            let own = match before.as_ref().filter(is_own_same) {
+                Some(seen) => seen.own.clone(),
+                None => Own {
+                    workload: workload(&inputs),
+                    mesh: mesh.clone(),
+                    inbound: inbound::inbound(shared, &inputs),
+                },
+            };
+            let is_same = |seen: &Seen| {
+                seen.inputs == inputs && seen.own == own && (Arc::ptr_eq(&seen.view, &view) || seen.view == view)
+            };
+            let result = match before {
+                Some(seen) if is_same(&seen) => seen.result,
+                _ => {
+                    output.work.configs += 1;
+                    pack(&own, &view, &inputs, &shared.world.settings.limits)
+                }
+            };
+            match &result {
+                Ok(rendered) => drop(output.configs.insert(reference.clone(), rendered.clone())),
+                Err(message) => output.failures.push(RenderFailure {
+                    namespace: reference.namespace.clone(),
+                    key: Some(reference.key.clone()),
+                    message: message.clone(),
+                }),
+            }
+            let seen = Seen {
+                inputs,
+                common: views.common().clone(),
+                policies: policies.clone(),
+                view,
+                own,
+                result,
+            };
+            self.seen.insert(reference, seen);
+        }
+    }
+}
+
+/// What this renders, the proxy must be able to load: the same code decides (DLV-025).
+fn pack(own: &Own, view: &Arc<View>, inputs: &Arc<KeyInputs>, limits: &Limits) -> Result<Arc<RenderedConfig>, String> {
+    let packed = pack::config(&own.bundle(view), inputs, limits).map_err(|e| e.to_string())?;
+    let files: Files = packed.shards.iter().flat_map(Files::clone).collect();
+    let loaded = weft_bundle::load::config(&files).map_err(|e| e.to_string())?;
+    let loaded = loaded.ok_or("the manifest is missing")?;
+    weft_bundle::model::Config::parse(loaded.bundle)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    Ok(Arc::new(RenderedConfig {
+        own: own.clone(),
+        view: view.clone(),
+        inputs: inputs.clone(),
+        revision: packed.revision,
+        shards: packed.shards.into_iter().map(Arc::new).collect(),
+    }))
+}
+
+fn workload(inputs: &KeyInputs) -> Workload {
+    let label = |names: [&str; 2]| names.iter().find_map(|n| inputs.labels.get(*n)).cloned();
+    Workload {
+        namespace: inputs.namespace.clone(),
+        name: inputs.workload.clone(),
+        service_account: inputs.service_account.clone(),
+        template: inputs.template,
+        canonical_name: canonical_name(&inputs.labels, &inputs.workload),
+        canonical_revision: canonical_revision(&inputs.labels),
+        app: label(["app.kubernetes.io/name", "app"]),
+        version: label(["app.kubernetes.io/version", "version"]),
+    }
+}
+
+fn mesh(world: &World) -> Mesh {
+    let config = &world.mesh;
+    let text = |value: Option<&Option<String>>| value.and_then(|v| v.as_deref()).unwrap_or_default().to_owned();
+    let outbound = text(config.outbound_traffic_policy.as_ref().map(|p| &p.mode));
+    let normalization = text(config.path_normalization.as_ref().map(|p| &p.normalization));
+    let min_tls = text(config.mesh_mtls.as_ref().map(|m| &m.min_protocol_version));
+    let port = config
+        .proxy_http_port
+        .and_then(|p| u16::try_from(p).ok())
+        .filter(|p| *p > 0);
+    Mesh {
+        cluster_domain: world.settings.cluster_domain.clone(),
+        trust_domain: world.trust_domain(),
+        trust_domain_aliases: config
+            .trust_domain_aliases
+            .iter()
+            .map(|a| a.replace('@', "."))
+            .collect(),
+        skip_validate_trust_domain: world.settings.skip_validate_trust_domain,
+        outbound_policy: match outbound.as_str() {
+            "REGISTRY_ONLY" => wire::OutboundPolicy::RegistryOnly,
+            _ => wire::OutboundPolicy::AllowAny,
+        },
+        connect_timeout_ms: config
+            .connect_timeout
+            .as_ref()
+            .and_then(|d| d.millis())
+            .unwrap_or(10_000),
+        istio_compatibility: config.weft.compatibility.as_deref() == Some("istio"),
+        detection_timeout_ms: config
+            .protocol_detection_timeout
+            .as_ref()
+            .and_then(|d| d.millis())
+            .unwrap_or(0),
+        path_normalization: match normalization.as_str() {
+            "NONE" => wire::PathNormalization::None,
+            "MERGE_SLASHES" => wire::PathNormalization::MergeSlashes,
+            "DECODE_AND_MERGE_SLASHES" => wire::PathNormalization::DecodeAndMergeSlashes,
+            _ => wire::PathNormalization::Base,
+        },
+        min_tls: if min_tls == "TLSV1_3" {
+            wire::TlsVersion::V1_3
+        } else {
+            wire::TlsVersion::V1_2
+        },
+        access_log: config.access_log_file.as_ref().map(|path| wire::AccessLog {
+            path: path.clone(),
+            encoding: match config.access_log_encoding.as_deref() {
+                Some("JSON") => wire::LogEncoding::Json,
+                _ => wire::LogEncoding::Text,
+            },
+            format: config.access_log_format.clone().filter(|f| !f.is_empty()),
+        }),
+        retry: route::default_retry(config),
+        vip_fallback: true,
+        http_proxy_port: port.or(world.settings.http_proxy_port),
+    }
+}

@@ -1,0 +1,197 @@
+//! Requests to the application.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weft_bundle::wire::{HttpVersion, MtlsMode, PeerWorkload, Protocol};
+
+use super::client::Response;
+use super::direct::{self, Direct, Limits};
+use super::replay::Meter;
+use super::rescue::{Audience, Failure, rescue};
+use super::{Body, RequestHead, Version, casing, metadata, outbound};
+use crate::exchange::{Downstream, Exchange, Flags};
+use crate::shared::DrainPhase;
+use crate::worker::Worker;
+
+/// Handles a request to a port of the pod.
+pub(super) async fn handle(
+    worker: &Rc<Worker>,
+    port: u16,
+    target: SocketAddr,
+    mut head: RequestHead,
+    body: Body,
+    meter: &Rc<Meter>,
+    exchange: &mut Exchange,
+) -> Response {
+    let Some(snapshot) = worker.snapshot() else {
+        return rescue(Failure::no_route(), exchange, Audience::Outside);
+    };
+    let downstream = exchange.downstream.clone();
+    exchange.upstream.target = crate::inbound::target(&snapshot, port);
+    exchange.destination = Some(snapshot.config.workload.clone());
+    exchange.route = Some("default".into());
+    let told = metadata::remove(&mut head.headers);
+    let told = told.and_then(|told| worker.peers.get(&told, downstream.principal.as_ref()));
+    let asked = told.is_some();
+    exchange.source = told.or_else(|| source(worker, &downstream));
+    let audience = match downstream.principal.as_deref() {
+        None => Audience::Outside,
+        Some(id) => match crate::tls::account(id) {
+            Some((namespace, _)) if namespace == snapshot.config.workload.namespace => Audience::Own,
+            _ => Audience::Mesh,
+        },
+    };
+    let plaintext = downstream.principal.is_none();
+    let spells = if plaintext || head.version != Version::Http2 {
+        casing::remove(&mut head.headers);
+        false
+    } else {
+        casing::restore(&mut head.headers)
+    };
+    let outcome = if plaintext && snapshot.config.inbound.mode(port) == MtlsMode::Strict {
+        // The mode changed while the connection was open (BYD-002).
+        Err(Failure {
+            close: true,
+            flags: Flags::NR,
+            ..Failure::bad_request(403, "strict_mtls_required")
+        })
+    } else if *head.method == *b"CONNECT" || *head.path == *b"*" {
+        Err(Failure::no_route())
+    } else {
+        prepare(&mut head, exchange, &downstream);
+        let known = snapshot.config.inbound.port(port);
+        let policy = known.and_then(|port| port.policy.clone());
+        let by_client = policy
+            .as_ref()
+            .is_some_and(|policy| policy.http_version == Some(HttpVersion::Client));
+        let protocol = known
+            .filter(|_| !by_client)
+            .map_or(Protocol::Auto, |port| port.protocol);
+        let client = downstream.remote.ip();
+        let direct = Direct {
+            peer: worker.application(target, client),
+            version: version(protocol, head.version),
+            dial: worker.dial_application(client),
+            limit: worker.connect_timeout(),
+            limits: policy.map(|policy| Limits {
+                policy,
+                counters: worker.inbound_counters(port),
+            }),
+        };
+        match super::path::normalize(&head.path, snapshot.config.mesh.path_normalization) {
+            Err(_) => Err(Failure::bad_request(400, "path_normalization_failed")),
+            Ok(path) => {
+                head.path = path;
+                direct::forward(worker, &direct, &head, body, meter, exchange).await
+            }
+        }
+    };
+    let mut response = match outcome {
+        Ok(mut response) => {
+            // Only a proxy says these (DLV-118).
+            response.head.headers.remove("x-weft-undelivered");
+            response.head.headers.remove("x-weft-draining");
+            metadata::remove(&mut response.head.headers);
+            casing::remove(&mut response.head.headers);
+            if spells && response.head.version != Version::Http2 {
+                casing::note_response(&mut response.head.headers, &response.head.reason);
+            }
+            response
+        }
+        Err(failure) => rescue(failure, exchange, audience),
+    };
+    if asked {
+        metadata::attach(worker, &snapshot.config, &mut response.head.headers);
+    }
+    if !plaintext && worker.phase() >= DrainPhase::Draining {
+        response.head.headers.push("x-weft-draining", "true");
+    }
+    response
+}
+
+fn prepare(head: &mut RequestHead, exchange: &mut Exchange, downstream: &Downstream) {
+    if !head.headers.contains("x-forwarded-proto") {
+        let scheme = if downstream.tls.is_some() { "https" } else { "http" };
+        head.headers.push("x-forwarded-proto", scheme);
+    }
+    if !head.headers.contains("x-request-id") {
+        let id = outbound::uuid();
+        head.headers.push("x-request-id", id.clone());
+        exchange.request_id = Some(id);
+    }
+    let before = head.headers.remove_all("x-forwarded-client-cert");
+    if let Some(element) = downstream.certificate_element.get_or_init(|| element(downstream)) {
+        let value = match before {
+            None => element.clone(),
+            Some(before) => [&before[..], b",", &element[..]].concat().into(),
+        };
+        head.headers.push("x-forwarded-client-cert", value);
+    }
+}
+
+/// The peer's element of `X-Forwarded-Client-Cert` (ID-121).
+fn element(downstream: &Downstream) -> Option<Bytes> {
+    let tls = downstream.tls.as_ref()?;
+    let facts = tls.facts();
+    let mut out = String::new();
+    if let Some(own) = &downstream.local_principal {
+        out.push_str(&format!("By={};", quoted(own)));
+    }
+    out.push_str(&format!(
+        "Hash={};Subject=\"{}\"",
+        facts.sha256,
+        facts.subject.replace('"', "\\\"")
+    ));
+    for uri in &facts.uris {
+        out.push_str(&format!(";URI={}", quoted(uri)));
+    }
+    for dns in &facts.dns {
+        out.push_str(&format!(";DNS={}", quoted(dns)));
+    }
+    Some(out.into())
+}
+
+/// Values with separators stand in quotes (ID-124).
+fn quoted(value: &str) -> String {
+    if value.contains([',', ';', '=', '"']) {
+        format!("\"{}\"", value.replace('"', "\\\""))
+    } else {
+        value.to_owned()
+    }
+}
+
+/// HTTP version towards the application: that of its port, the caller's on automatic ones (SM-023, SE-095).
+fn version(protocol: Protocol, received: Version) -> Version {
+    match protocol {
+        Protocol::Http2 | Protocol::Grpc => Version::Http2,
+        Protocol::Http => Version::Http11,
+        Protocol::Auto | Protocol::Tls | Protocol::Tcp if received == Version::Http2 => Version::Http2,
+        Protocol::Auto | Protocol::Tls | Protocol::Tcp => Version::Http11,
+    }
+}
+
+/// The caller's workload, by its address or verified id (MET-034).
+#[must_use]
+pub fn source(worker: &Worker, downstream: &Downstream) -> Option<Arc<PeerWorkload>> {
+    let table = worker.shared.endpoints.load();
+    let by_address = table.peer(downstream.remote.ip());
+    let Some(principal) = downstream.principal.as_deref() else {
+        return by_address.cloned();
+    };
+    let (namespace, account) = crate::tls::account(principal)?;
+    if let Some(peer) = by_address.filter(|peer| peer.namespace == namespace && peer.service_account == account) {
+        return Some(peer.clone());
+    }
+    Some(Arc::new(PeerWorkload {
+        namespace: namespace.to_owned(),
+        name: "unknown".into(),
+        service_account: account.to_owned(),
+        canonical_name: "unknown".into(),
+        canonical_revision: "latest".into(),
+        app: None,
+        version: None,
+    }))
+}

@@ -1,0 +1,401 @@
+//! Connections to the pod: mTLS or plaintext, which protocol (ID-100 ff., PeerAuthentication).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::StartHandshake;
+use weft_bundle::wire::{InboundDestination, MtlsMode, Policy, Protocol};
+
+use crate::cluster::{Peer, Permit};
+use crate::connect::{ConnectError, Opening, Secure};
+use crate::detect::{self, Among, Hello, Verdict};
+use crate::exchange::{Details, Direction, Downstream, Flags, Session, Target};
+use crate::http::server::{self, Handler};
+use crate::io::Io;
+use crate::listen::Incoming;
+use crate::outbound::{read_some, server_begins, within};
+use crate::shared::{DrainPhase, Snapshot};
+use crate::tcp::{self, Opened};
+use crate::telemetry::Counter;
+use crate::tls::PeerTls;
+use crate::worker::Worker;
+
+/// A server's handshake must be complete after this (ID-090).
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Protocols that say that HTTP is inside (ID-100).
+const MESH_HTTP: [&[u8]; 3] = [b"istio-http/1.0", b"istio-http/1.1", b"istio-h2"];
+
+/// Protocols that say that anything else is inside.
+const MESH_TCP: [&[u8]; 2] = [b"istio-peer-exchange", b"istio"];
+
+/// What the rules of a port say.
+struct Rules {
+    port: u16,
+    protocol: Protocol,
+    mode: MtlsMode,
+    /// Where the application listens.
+    target: SocketAddr,
+    compatible: bool,
+    /// How long a silent client is waited for before its connection is one of TCP; zero: without limit (SM-030).
+    detection: Duration,
+}
+
+/// Serves a connection to a port of the pod. `target`: where the application listens, unless the mesh says localhost.
+pub async fn serve(worker: Rc<Worker>, mut incoming: Incoming, target: SocketAddr) {
+    let Some(snapshot) = worker.snapshot() else { return };
+    let number = incoming.dialled.port();
+    let config = &snapshot.config;
+    let known = config.inbound.port(number);
+    let target = match config.inbound.destination {
+        InboundDestination::Passthrough => target,
+        InboundDestination::Localhost => {
+            let ip: IpAddr = if target.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            };
+            SocketAddr::new(ip, target.port())
+        }
+    };
+    let rules = Rules {
+        port: number,
+        protocol: known.map_or(Protocol::Auto, |port| port.protocol),
+        mode: config.inbound.mode(number),
+        target,
+        compatible: config.mesh.istio_compatibility,
+        detection: Duration::from_millis(config.mesh.detection_timeout_ms),
+    };
+    drop(snapshot);
+    match rules.mode {
+        MtlsMode::Disable => Box::pin(plain(worker, incoming, rules)).await,
+        MtlsMode::Strict => match timeout(HANDSHAKE, first_hello(&mut incoming)).await {
+            Ok(Ok(Some(hello))) => Box::pin(mesh(worker, incoming, rules, hello)).await,
+            Ok(Ok(None)) => refuse(&worker, &incoming),
+            Ok(Err(_)) | Err(_) => worker.shared.telemetry.count(Counter::HandshakeFailed),
+        },
+        MtlsMode::Permissive => Box::pin(permissive(worker, incoming, rules)).await,
+    }
+}
+
+/// Waits for a ClientHello; `None` for a client that sends anything else.
+async fn first_hello(incoming: &mut Incoming) -> io::Result<Option<Hello>> {
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await? {
+        Some(Verdict::Tls) => Ok(Some(detect::hello(&mut incoming.io, &mut incoming.buffer).await?)),
+        Some(_) => Ok(None),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Closes a connection that no rule of the port admits, without a byte (ID-104).
+fn refuse(worker: &Worker, incoming: &Incoming) {
+    let downstream = Arc::new(incoming.downstream(worker, Direction::Inbound));
+    let mut record = Session::new(worker.shared.telemetry.clone(), downstream);
+    record.flags |= Flags::NR;
+    record.details = Some(Details::Word("filter_chain_not_found"));
+    incoming.io.reset();
+}
+
+async fn permissive(worker: Rc<Worker>, mut incoming: Incoming, rules: Rules) {
+    if rules.compatible && !rules.protocol.is_http() && !speaks_in_time(&mut incoming, &rules).await {
+        return session(&worker, incoming, &rules, None, None).await;
+    }
+    if !rules.compatible && !incoming.speaks().await {
+        // Nothing yet: the application may be the one to begin, which only plaintext callers wait for (BYD-021).
+        if !rules.protocol.is_http() {
+            match server_first(&worker, incoming, &rules).await {
+                Some(back) => incoming = back,
+                None => return,
+            }
+        }
+    }
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await {
+        Ok(Some(Verdict::Tls)) => {}
+        Ok(Some(_)) => return Box::pin(plain(worker, incoming, rules)).await,
+        Ok(None) | Err(_) => return,
+    }
+    let hello = timeout(HANDSHAKE, detect::hello(&mut incoming.io, &mut incoming.buffer)).await;
+    let Ok(hello) = hello else {
+        worker.shared.telemetry.count(Counter::HandshakeFailed);
+        return;
+    };
+    let Ok(hello) = hello else {
+        // It began like TLS and is none: the rules for plaintext decide.
+        return Box::pin(plain(worker, incoming, rules)).await;
+    };
+    let any = |set: &[&[u8]]| hello.alpn.iter().any(|offered| set.contains(&&**offered));
+    if any(&MESH_HTTP) || any(&MESH_TCP) {
+        Box::pin(mesh(worker, incoming, rules, hello)).await;
+    } else if rules.protocol.is_http() {
+        refuse(&worker, &incoming);
+    } else {
+        // TLS of the application passes through (ID-101, ID-103).
+        session(&worker, incoming, &rules, None, None).await;
+    }
+}
+
+/// Waits for the client's first bytes or its end; false when the limit for that is over (SM-030).
+async fn speaks_in_time(incoming: &mut Incoming, rules: &Rules) -> bool {
+    !incoming.buffer.is_empty() || within(rules.detection, read_some(incoming)).await.is_some()
+}
+
+/// Lets the application begin. `None` when it did, and the connection was served; else the client has spoken.
+async fn server_first(worker: &Rc<Worker>, mut incoming: Incoming, rules: &Rules) -> Option<Incoming> {
+    let downstream = Arc::new(incoming.downstream(worker, Direction::Inbound));
+    let mut record = begin(worker, downstream, rules);
+    let peer = worker.application(rules.target, incoming.remote.ip());
+    let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
+        incoming.io.reset();
+        return None;
+    };
+    let Ok(mut opened) = allowed.open(worker, &peer, &mut record).await else {
+        // The client's bytes decide what it is told.
+        record.discard();
+        return Some(incoming);
+    };
+    let begins = within(rules.detection, server_begins(&mut incoming, &mut opened)).await;
+    if begins == Some(false) {
+        record.discard();
+        return Some(incoming);
+    }
+    Box::pin(tcp::relay(worker, incoming.into_io(), opened, &mut record)).await;
+    None
+}
+
+/// Plaintext under PERMISSIVE or DISABLE.
+async fn plain(worker: Rc<Worker>, mut incoming: Incoming, rules: Rules) {
+    match rules.protocol {
+        Protocol::Tcp | Protocol::Tls => session(&worker, incoming, &rules, None, None).await,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+            let downstream = Arc::new(incoming.downstream(&worker, Direction::Inbound));
+            // First bytes tell HTTP/1 from HTTP/2; what is neither gets 400 (SM-033).
+            let verdict = detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await;
+            if matches!(verdict, Ok(Some(_))) {
+                Box::pin(server::serve(worker, incoming, downstream, handler(&rules))).await;
+            }
+        }
+        Protocol::Auto => {
+            if rules.compatible && !speaks_in_time(&mut incoming, &rules).await {
+                return session(&worker, incoming, &rules, None, None).await;
+            }
+            if incoming.buffer.is_empty() && !rules.compatible && !incoming.speaks().await {
+                match server_first(&worker, incoming, &rules).await {
+                    Some(back) => incoming = back,
+                    None => return,
+                }
+            }
+            match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await {
+                Ok(Some(Verdict::Http1 | Verdict::Http2)) => {
+                    let downstream = Arc::new(incoming.downstream(&worker, Direction::Inbound));
+                    Box::pin(server::serve(worker, incoming, downstream, handler(&rules))).await;
+                }
+                Ok(Some(_)) => session(&worker, incoming, &rules, None, None).await,
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+}
+
+fn handler(rules: &Rules) -> Handler {
+    Handler::Inbound {
+        port: rules.port,
+        target: rules.target,
+    }
+}
+
+/// Terminates mesh mTLS and serves what is inside (ID-101..ID-104).
+async fn mesh(worker: Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello) {
+    let Some(identity) = worker.shared.identity.load_full() else {
+        worker.shared.telemetry.count(Counter::HandshakeFailed);
+        return;
+    };
+    let offers_http = hello.alpn.iter().any(|offered| MESH_HTTP.contains(&&**offered));
+    let is_tcp = match rules.protocol {
+        Protocol::Tcp | Protocol::Tls => true,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => false,
+        Protocol::Auto => !offers_http,
+    };
+    let early = if is_tcp && worker.phase() >= DrainPhase::Draining {
+        // An application that has closed its port is told by a failed connect, before the peer sends a byte (DLV-161).
+        match crate::io::dial(rules.target, worker.dial_application(incoming.remote.ip())).await {
+            Ok(stream) => Some(stream),
+            Err(_) => return incoming.io.reset(),
+        }
+    } else {
+        None
+    };
+    let mut downstream = incoming.downstream(&worker, Direction::Inbound);
+    let (remote, dialled) = (incoming.remote, incoming.dialled);
+    let config = identity.server(hello.alpn.iter().map(Vec::as_slice));
+    let io = incoming.io.with_prefix(hello.rest);
+    let handshake = StartHandshake::from_parts(hello.accepted, io).into_stream(config);
+    let stream = match timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(client = %remote, %error, "mesh handshake");
+            worker.shared.telemetry.count(Counter::HandshakeFailed);
+            return;
+        }
+        Err(_) => {
+            worker.shared.telemetry.count(Counter::HandshakeFailed);
+            return;
+        }
+    };
+    downstream.tls = PeerTls::of(stream.get_ref().1);
+    downstream.principal = downstream.tls.as_ref().and_then(|tls| tls.spiffe_id());
+    downstream.local_principal = Some(identity.spiffe_id.clone());
+    downstream.server_name = hello.server_name.map(Into::into);
+    let mut incoming = Incoming {
+        io: Io::from(stream),
+        buffer: bytes::BytesMut::new(),
+        remote,
+        dialled,
+    };
+    if is_tcp {
+        session(&worker, incoming, &rules, Some(downstream), early).await;
+        return;
+    }
+    let verdict = detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await;
+    if matches!(verdict, Ok(Some(_))) {
+        Box::pin(server::serve(worker, incoming, Arc::new(downstream), handler(&rules))).await;
+    }
+}
+
+fn begin(worker: &Worker, downstream: Arc<Downstream>, rules: &Rules) -> Session {
+    let mut record = Session::new(worker.shared.telemetry.clone(), downstream);
+    if let Some(snapshot) = worker.snapshot() {
+        record.upstream.target = target(&snapshot, rules.port);
+        record.destination = Some(snapshot.config.workload.clone());
+    }
+    record.source = crate::http::inbound::source(worker, &record.downstream);
+    record
+}
+
+/// What logs and metrics call a port of the pod (MET-032).
+#[must_use]
+pub fn target(snapshot: &Snapshot, port: u16) -> Target {
+    match snapshot.config.inbound.port(port) {
+        Some(known) => Target::Inbound {
+            port,
+            host: known.host.clone(),
+        },
+        None => Target::InboundPassthrough { port },
+    }
+}
+
+/// An opaque connection to the application that the limits of its port allow (DR-089).
+struct Allowed {
+    policy: Option<Arc<Policy>>,
+    permit: Option<Permit>,
+}
+
+impl Allowed {
+    /// `None`, noted, when there are as many as are allowed.
+    fn new(worker: &Worker, rules: &Rules, record: &mut Session) -> Option<Self> {
+        let snapshot = worker.snapshot()?;
+        let Some(policy) = snapshot
+            .config
+            .inbound
+            .port(rules.port)
+            .and_then(|port| port.policy.clone())
+        else {
+            return Some(Self {
+                policy: None,
+                permit: None,
+            });
+        };
+        let counters = worker.inbound_counters(rules.port);
+        let permit = Permit::take(&counters, |c| &c.connections, policy.max_connections);
+        if permit.is_none() {
+            record.flags |= Flags::UO;
+            record.details = Some(Details::Word("overflow"));
+            return None;
+        }
+        Some(Self {
+            policy: Some(policy),
+            permit,
+        })
+    }
+
+    async fn open(self, worker: &Worker, peer: &Rc<Peer>, record: &mut Session) -> Result<Opened, ConnectError> {
+        let Self { policy, permit } = self;
+        let mut opening = Opening::bare(
+            worker.dial_application(record.downstream.remote.ip()),
+            worker.connect_timeout(),
+        );
+        if let Some(policy) = &policy {
+            opening.limit = Duration::from_millis(policy.connect_timeout_ms);
+            opening.keepalive = policy.tcp_keepalive.as_ref();
+        }
+        let mut opened = tcp::connect_to(worker, peer, &Secure::Plain, opening, permit, record).await?;
+        if let Some(policy) = &policy {
+            opened.idle = Duration::from_millis(policy.tcp_idle_timeout_ms);
+            opened.oldest = policy.tcp_max_connection_duration_ms.map(Duration::from_millis);
+        }
+        Ok(opened)
+    }
+}
+
+async fn session(
+    worker: &Rc<Worker>,
+    incoming: Incoming,
+    rules: &Rules,
+    downstream: Option<Downstream>,
+    early: Option<TcpStream>,
+) {
+    let downstream = downstream.unwrap_or_else(|| incoming.downstream(worker, Direction::Inbound));
+    let plaintext = downstream.principal.is_none();
+    let mut record = begin(worker, Arc::new(downstream), rules);
+    let peer = worker.application(rules.target, incoming.remote.ip());
+    let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
+        return incoming.io.reset();
+    };
+    let opened = match early {
+        Some(stream) => Ok(tcp::adopt(worker, &peer, stream, &mut record)),
+        None => allowed.open(worker, &peer, &mut record).await,
+    };
+    match opened {
+        Ok(opened) => {
+            let io = incoming.into_io();
+            let relay = Box::pin(tcp::relay(worker, io, opened, &mut record));
+            if plaintext {
+                // A plaintext connection under a new STRICT ends within 5 s (BYD-002).
+                let _ = until_strict(worker, rules.port, relay).await;
+            } else {
+                relay.await;
+            }
+        }
+        Err(error) => {
+            record.upstream.failure = error.transport().map(Into::into);
+            record.flags |= Flags::UF;
+            record.details = Some(Details::Word("upstream_connect_failed"));
+            incoming.io.reset();
+        }
+    }
+}
+
+/// Waits for the end of a plaintext connection; `None` when its port became STRICT before.
+pub async fn until_strict<T>(
+    worker: &Worker,
+    port: u16,
+    mut connection: std::pin::Pin<Box<impl Future<Output = T>>>,
+) -> Option<T> {
+    const LOOK: Duration = Duration::from_secs(2);
+    loop {
+        if let Ok(end) = timeout(LOOK, &mut connection).await {
+            return Some(end);
+        }
+        if worker
+            .snapshot()
+            .is_some_and(|snapshot| snapshot.config.inbound.mode(port) == MtlsMode::Strict)
+        {
+            tracing::info!(port, "plaintext connection closed: PeerAuthentication is STRICT now");
+            return None;
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The application's connections: which destination, which protocol.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use std::future::poll_fn;
+use weft_bundle::model::{Cluster, Destinations, Port};
+use weft_bundle::wire::{OutboundPolicy, Protocol, UpstreamTls};
+
+use crate::connect::{Opening, Secure};
+use crate::detect::{self, Among, Verdict};
+use crate::exchange::{Direction, Flags, Session, Target};
+use crate::http::server::{self, Handler};
+use crate::io::Io;
+use crate::listen::Incoming;
+use crate::shared::Snapshot;
+use crate::tcp::{self, Opened, Refused};
+use crate::worker::Worker;
+
+/// What an address and port lead to.
+pub enum Known {
+    /// A port of a host, by its address or by an address that its rules name (VS-174).
+    Port(Arc<Port>),
+    /// A pod of a headless host, dialled by its own address (SM-076).
+    Pod(Arc<Port>),
+    /// Such a pod, on a port number that is HTTP-class for another host: HTTP goes by its Host (SM-045).
+    SharedPod(Arc<Port>),
+    /// An HTTP-class port number: the Host decides (SM-037).
+    Shared,
+    /// Nothing known (SM-059).
+    Unknown,
+}
+
+/// Finds what a client dialled.
+#[must_use]
+pub fn find(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Known {
+    let config = &snapshot.config;
+    if let Some(port) = config.by_address(dialled.ip(), dialled.port())
+        && !port.protocol.is_http()
+    {
+        return Known::Port(port.clone());
+    }
+    let is_shared = config.domains(dialled.port()).is_some_and(|domains| domains.shared);
+    let headless = config.headless(dialled.port());
+    // The own pod is no endpoint of its headless service (SM-080).
+    if !headless.is_empty() && !worker.shared.settings.addresses.contains(&dialled.ip()) {
+        let table = worker.shared.endpoints.load();
+        // Bytes that are no HTTP are not for a host that speaks it (SM-033).
+        let mut fits = headless.iter().filter(|port| !(is_shared && port.protocol.is_http()));
+        let pod = fits.find(|port| {
+            table
+                .host(&port.host.host)
+                .is_some_and(|host| host.by_address(dialled.ip()).is_some())
+        });
+        match pod {
+            Some(port) if is_shared => return Known::SharedPod(port.clone()),
+            Some(port) => return Known::Pod(port.clone()),
+            None => {}
+        }
+    }
+    match config.by_subnet(dialled.ip(), dialled.port()) {
+        _ if is_shared => Known::Shared,
+        Some(port) => Known::Port(port.clone()),
+        None => Known::Unknown,
+    }
+}
+
+/// What a connection turned out to be. No configuration is kept alive by it (LIFE-052).
+enum Next {
+    /// HTTP, whose requests each ask for the newest configuration.
+    Http(Incoming),
+    /// Opaque.
+    Relay(Box<Relay>),
+    /// Served or refused.
+    Done,
+}
+
+/// An opaque connection that has both ends.
+struct Relay {
+    io: Io,
+    opened: Opened,
+    record: Session,
+}
+
+/// Serves a connection of the application.
+pub async fn serve(worker: Rc<Worker>, incoming: Incoming) {
+    match Box::pin(begin(&worker, incoming)).await {
+        Next::Http(incoming) => {
+            let downstream = Arc::new(incoming.downstream(&worker, Direction::Outbound));
+            let handler = Handler::Outbound {
+                dialled: incoming.dialled,
+                proxy: false,
+            };
+            Box::pin(server::serve(worker, incoming, downstream, handler)).await;
+        }
+        Next::Relay(relay) => {
+            let Relay { io, opened, mut record } = *relay;
+            Box::pin(tcp::relay(&worker, io, opened, &mut record)).await;
+        }
+        Next::Done => {}
+    }
+}
+
+async fn begin(worker: &Rc<Worker>, incoming: Incoming) -> Next {
+    let Some(snapshot) = worker.snapshot() else {
+        return Next::Done;
+    };
+    match find(worker, &snapshot, incoming.dialled) {
+        Known::Shared => shared(worker, &snapshot, incoming).await,
+        Known::SharedPod(port) => automatic(worker, &snapshot, &port, incoming).await,
+        Known::Port(port) | Known::Pod(port) => match port.protocol {
+            Protocol::Auto => automatic(worker, &snapshot, &port, incoming).await,
+            Protocol::Tls => tls(worker, &snapshot, &port, incoming).await,
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => shared(worker, &snapshot, incoming).await,
+            Protocol::Tcp => session(worker, &snapshot, incoming, Route::Port(&port)).await,
+        },
+        Known::Unknown if !snapshot.config.by_server_name(incoming.dialled.port()).is_empty() => {
+            named(worker, &snapshot, incoming).await
+        }
+        Known::Unknown => session(worker, &snapshot, incoming, Route::Unknown).await,
+    }
+}
+
+/// Serves the explicit HTTP proxy (SM-052).
+pub async fn proxy(worker: Rc<Worker>, incoming: Incoming) {
+    let downstream = Arc::new(incoming.downstream(&worker, Direction::Outbound));
+    let handler = Handler::Outbound {
+        dialled: incoming.dialled,
+        proxy: true,
+    };
+    server::http1(worker, incoming.into_io(), downstream, handler).await;
+}
+
+/// A declared HTTP port: HTTP by Host, anything else is unknown traffic (SM-033).
+async fn shared(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming) -> Next {
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::ClientTlsOrHttp).await {
+        Ok(Some(Verdict::Http1 | Verdict::Http2)) => Next::Http(incoming),
+        Ok(Some(_)) => session(worker, snapshot, incoming, Route::Unknown).await,
+        Ok(None) | Err(_) => Next::Done,
+    }
+}
+
+/// An automatic port: detected, waiting for both directions at once (SM-028, BYD-021).
+async fn automatic(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, mut incoming: Incoming) -> Next {
+    let waits = snapshot.config.mesh.istio_compatibility;
+    let limit = Duration::from_millis(snapshot.config.mesh.detection_timeout_ms);
+    if !waits && !incoming.speaks().await {
+        // The server may be the one to begin: its bytes decide for an opaque connection, the client's for detection.
+        let downstream = Arc::new(incoming.downstream(worker, Direction::Outbound));
+        let mut record = Session::new(worker.shared.telemetry.clone(), downstream);
+        match open_port(worker, snapshot, port, incoming.dialled, false, &mut record).await {
+            Err(_) => record.discard(),
+            Ok(mut opened) => {
+                // Neither side within the limit: nothing is detected any more (SM-030).
+                let begins = within(limit, server_begins(&mut incoming, &mut opened)).await;
+                if begins.unwrap_or(true) {
+                    return Next::Relay(Box::new(Relay {
+                        io: incoming.into_io(),
+                        opened,
+                        record,
+                    }));
+                }
+                record.discard();
+            }
+        }
+    }
+    if incoming.buffer.is_empty() {
+        match within(limit, read_some(&mut incoming)).await {
+            Some(Ok(true)) => {}
+            Some(_) => return Next::Done,
+            None => return session(worker, snapshot, incoming, Route::Port(port)).await,
+        }
+    }
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::ClientTlsOrHttp).await {
+        Ok(Some(Verdict::Http1 | Verdict::Http2)) => Next::Http(incoming),
+        Ok(Some(Verdict::Tls)) => tls(worker, snapshot, port, incoming).await,
+        Ok(Some(_)) => session(worker, snapshot, incoming, Route::Port(port)).await,
+        Ok(None) | Err(_) => Next::Done,
+    }
+}
+
+/// What comes of something within a limit; without limit if that is zero (SM-029, SM-030).
+pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    if limit.is_zero() {
+        Some(future.await)
+    } else {
+        tokio::time::timeout(limit, future).await.ok()
+    }
+}
+
+/// Reads once; false at the client's end.
+pub async fn read_some(incoming: &mut Incoming) -> std::io::Result<bool> {
+    let Incoming { io, buffer, .. } = incoming;
+    Ok(poll_fn(|cx| io.poll_read_into(cx, buffer)).await? > 0)
+}
+
+/// Waits for the first bytes of either side; true when they are the server's, which are then in front of its stream.
+pub async fn server_begins(incoming: &mut Incoming, opened: &mut Opened) -> bool {
+    let mut banner = bytes::BytesMut::new();
+    let Incoming { io, buffer, .. } = incoming;
+    let begins = poll_fn(|cx| {
+        if opened.io.poll_read_into(cx, &mut banner).is_ready() {
+            // Its end is passed on like its bytes.
+            return std::task::Poll::Ready(true);
+        }
+        io.poll_read_into(cx, buffer).map(|_| false)
+    })
+    .await;
+    if begins {
+        opened.prepend(banner.freeze());
+    }
+    begins
+}
+
+/// TLS of the application passes through: by SNI rules, else by address (SM-044, VS-163 ff.).
+async fn tls(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, mut incoming: Incoming) -> Next {
+    if port.tls.is_empty() {
+        return session(worker, snapshot, incoming, Route::Port(port)).await;
+    }
+    // What is no TLS has no name.
+    let hello = detect::hello(&mut incoming.io, &mut incoming.buffer).await;
+    let sni = hello.ok().and_then(|hello| hello.server_name).unwrap_or_default();
+    let rule = port.tls.iter().find(|rule| rule.fits(&sni, incoming.dialled.ip()));
+    let route = match rule {
+        Some(rule) => Route::Rule(&rule.destinations, Some(&sni)),
+        // VS-168: rules that do not fit make it unknown traffic.
+        None => Route::Unknown,
+    };
+    session(worker, snapshot, incoming, route).await
+}
+
+/// TLS to an address that nobody has: by SNI among hosts without address.
+async fn named(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming) -> Next {
+    if !matches!(
+        detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await,
+        Ok(Some(Verdict::Tls))
+    ) {
+        return session(worker, snapshot, incoming, Route::Unknown).await;
+    }
+    let sni = match detect::hello(&mut incoming.io, &mut incoming.buffer).await {
+        Ok(hello) => hello.server_name.unwrap_or_default(),
+        Err(_) => String::new(),
+    };
+    let ports = snapshot.config.by_server_name(incoming.dialled.port()).to_vec();
+    for port in &ports {
+        if let Some(rule) = port.tls.iter().find(|rule| rule.fits(&sni, incoming.dialled.ip())) {
+            return session(worker, snapshot, incoming, Route::Rule(&rule.destinations, Some(&sni))).await;
+        }
+        if *port.host.host == *sni {
+            return session(worker, snapshot, incoming, Route::Port(port)).await;
+        }
+    }
+    session(worker, snapshot, incoming, Route::Unknown).await
+}
+
+/// Where an opaque connection goes.
+enum Route<'r> {
+    Port(&'r Arc<Port>),
+    Rule(&'r Destinations, Option<&'r str>),
+    Unknown,
+}
+
+impl Route<'_> {
+    /// Whether some destination gets TLS that the proxy adds.
+    fn originates(&self) -> bool {
+        let adds = |cluster: &Arc<Cluster>| matches!(cluster.policy.tls, UpstreamTls::Originate(_));
+        let any = |destinations: &Destinations| {
+            let clusters = destinations.list.iter().filter_map(|d| d.cluster.as_ref());
+            clusters.into_iter().any(adds)
+        };
+        match self {
+            Self::Port(port) => adds(&port.cluster) || port.tcp.iter().any(|rule| any(&rule.destinations)),
+            Self::Rule(destinations, _) => any(destinations),
+            Self::Unknown => false,
+        }
+    }
+}
+
+async fn session(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming, route: Route<'_>) -> Next {
+    let mut downstream = incoming.downstream(worker, Direction::Outbound);
+    if let Route::Rule(_, Some(sni)) = route {
+        downstream.server_name = Some(sni.into());
+    }
+    let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
+    record.source = Some(snapshot.config.workload.clone());
+    let dialled = incoming.dialled;
+    // Where TLS is added the client's first bytes tell whether it is there already (BYD-022); a client that waits for
+    // the server gets what it waits for.
+    let mut early = None;
+    let mut is_tls = false;
+    if route.originates() {
+        if incoming.buffer.is_empty() && !incoming.speaks().await {
+            let mut opened = open_route(worker, snapshot, &route, dialled, false, &mut record).await;
+            let begins = match &mut opened {
+                Ok(opened) => server_begins(&mut incoming, opened).await,
+                Err(_) => !matches!(read_some(&mut incoming).await, Ok(true)),
+            };
+            if begins {
+                return relay_or_refuse(incoming, opened, record);
+            }
+            early = Some(opened);
+        }
+        let verdict = detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await;
+        is_tls = matches!(verdict, Ok(Some(Verdict::Tls)));
+    }
+    let opened = match early.filter(|_| !is_tls) {
+        Some(opened) => opened,
+        None => open_route(worker, snapshot, &route, dialled, is_tls, &mut record).await,
+    };
+    relay_or_refuse(incoming, opened, record)
+}
+
+fn relay_or_refuse(incoming: Incoming, opened: Result<Opened, Refused>, mut record: Session) -> Next {
+    match opened {
+        Ok(opened) => Next::Relay(Box::new(Relay {
+            io: incoming.into_io(),
+            opened,
+            record,
+        })),
+        Err(refused) => {
+            record.flags |= refused.flags;
+            record.details = Some(refused.details);
+            incoming.io.reset();
+            Next::Done
+        }
+    }
+}
+
+async fn open_route(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    route: &Route<'_>,
+    dialled: SocketAddr,
+    is_tls: bool,
+    record: &mut Session,
+) -> Result<Opened, Refused> {
+    match route {
+        Route::Port(port) => open_port(worker, snapshot, port, dialled, is_tls, record).await,
+        Route::Rule(destinations, _) => tcp::open(worker, snapshot, destinations, dialled, is_tls, record).await,
+        Route::Unknown => unknown(worker, snapshot, dialled, record).await,
+    }
+}
+
+async fn open_port(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    port: &Arc<Port>,
+    dialled: SocketAddr,
+    is_tls: bool,
+    record: &mut Session,
+) -> Result<Opened, Refused> {
+    record.source = Some(snapshot.config.workload.clone());
+    match port.tcp.iter().find(|rule| rule.fits(dialled.ip())) {
+        Some(rule) => tcp::open(worker, snapshot, &rule.destinations, dialled, is_tls, record).await,
+        None => {
+            let state = worker.cluster(snapshot, &port.cluster);
+            record.upstream.target = Target::Cluster(port.cluster.clone());
+            tcp::to_cluster(worker, &state, &port.cluster.policy, dialled, is_tls, record).await
+        }
+    }
+}
+
+/// Unknown traffic goes where it was sent, or nowhere (SM-060, SM-062).
+async fn unknown(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    dialled: SocketAddr,
+    record: &mut Session,
+) -> Result<Opened, Refused> {
+    if snapshot.config.mesh.outbound_policy == OutboundPolicy::RegistryOnly {
+        record.upstream.target = Target::BlackHole;
+        return Err(Refused::new(Flags::UH, "direct_response"));
+    }
+    record.upstream.target = Target::Passthrough;
+    let peer = worker.direct(dialled);
+    let opening = Opening::bare(worker.dial(), worker.connect_timeout());
+    match tcp::connect_to(worker, &peer, &Secure::Plain, opening, None, record).await {
+        Ok(opened) => Ok(opened),
+        Err(error) => {
+            record.upstream.failure = error.transport().map(Into::into);
+            Err(Refused::new(Flags::UF, "upstream_connect_failed"))
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Metrics and access log: the data path's way out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use weft_bundle::wire::AccessLog;
+
+use crate::exchange::{Exchange, Session};
+
+pub mod access_log;
+mod series;
+
+use access_log::Log;
+use series::Series;
+
+/// Takes what was recorded. All methods are called from worker threads and must not block.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// One set of series for each worker, so that none waits for another; a scrape adds them up.
+    workers: Vec<Mutex<Series>>,
+    counters: [AtomicU64; Counter::ALL.len()],
+    log: Log,
+    cluster_id: String,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new(1, "Kubernetes")
+    }
+}
+
+impl Telemetry {
+    /// For a number of workers, in the cluster of that id.
+    #[must_use]
+    pub fn new(workers: usize, cluster_id: &str) -> Self {
+        Self {
+            workers: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            counters: std::array::from_fn(|_| AtomicU64::new(0)),
+            log: Log::start(workers),
+            cluster_id: cluster_id.to_owned(),
+        }
+    }
+
+    /// Takes the access log's settings of a new configuration.
+    pub fn configure(&self, log: Option<&AccessLog>) {
+        self.log.configure(log);
+    }
+
+    /// Records a request at its end.
+    pub fn record(&self, exchange: &Exchange) {
+        self.series(exchange.downstream.worker)
+            .request(exchange, &self.cluster_id);
+        self.log.request(exchange);
+    }
+
+    /// Counts a TCP connection as opened.
+    pub fn opened_tcp(&self, session: &Session) {
+        self.series(session.downstream.worker).opened(session, &self.cluster_id);
+    }
+
+    /// Records a TCP connection at its end.
+    pub fn record_tcp(&self, session: &Session) {
+        self.series(session.downstream.worker).closed(session, &self.cluster_id);
+        self.log.session(session);
+    }
+
+    /// Whether log formats or filters name header fields beyond the default ones.
+    #[must_use]
+    pub fn keeps_headers(&self) -> bool {
+        self.log.keeps_headers()
+    }
+
+    /// Counts an event of the data path by the name of its counter.
+    pub fn count(&self, counter: Counter) {
+        self.counters[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Begins to count anew (LIFE-072).
+    pub fn reset(&self) {
+        for worker in &self.workers {
+            *worker.lock().unwrap_or_else(PoisonError::into_inner) = Series::default();
+        }
+        for counter in &self.counters {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until lines that were logged so far are written, for a second at most (LIFE-023).
+    pub fn flush(&self) {
+        self.log.flush();
+    }
+
+    /// All series in Prometheus' text format 0.0.4 (LIFE-063).
+    #[must_use]
+    pub fn prometheus(&self) -> String {
+        let mut all = Series::default();
+        for worker in &self.workers {
+            all.add(&worker.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        let mut out = all.print();
+        for (counter, value) in Counter::ALL.iter().zip(&self.counters) {
+            let (name, help) = counter.describe();
+            let value = value.load(Ordering::Relaxed);
+            out.push_str(&format!(
+                "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n"
+            ));
+        }
+        let dropped = self.log.dropped();
+        out.push_str(&format!(
+            "# HELP weft_accesslog_dropped_total Lines that the log could not take in time.\n\
+             # TYPE weft_accesslog_dropped_total counter\nweft_accesslog_dropped_total {dropped}\n"
+        ));
+        out
+    }
+
+    fn series(&self, worker: usize) -> std::sync::MutexGuard<'_, Series> {
+        // Held by its worker alone, but for a scrape.
+        let slot = worker % self.workers.len();
+        self.workers[slot].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name that many series share.
+type Name = Arc<str>;
+
+/// Counters of the data path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// `weft_inbound_self_port_rejected_total` (NET-013).
+    InboundSelfPort,
+    /// `weft_inbound_foreign_destination_total` (NET-014).
+    InboundForeignDestination,
+    /// `weft_upstream_vip_fallback_total` (DLV-115).
+    VipFallback,
+    /// `weft_upstream_failover_total`: connects that went to another endpoint (DLV-113).
+    Failover,
+    /// `weft_upstream_replay_total`: requests sent again after a keep-alive race (BYD-014).
+    Replay,
+    /// `weft_upstream_retry_total`: retries of the policy.
+    Retry,
+    /// `weft_outlier_ejections_total`.
+    Ejection,
+    /// `weft_tls_handshake_failed_total`, server side.
+    HandshakeFailed,
+    /// `weft_task_panics_total` (LIFE-037).
+    TaskPanic,
+    /// `weft_accept_failed_total`.
+    AcceptFailed,
+    /// `weft_descriptors_refused_total` (LIFE-087).
+    DescriptorsUsed,
+}
+
+impl Counter {
+    const ALL: [Self; 11] = [
+        Self::InboundSelfPort,
+        Self::InboundForeignDestination,
+        Self::VipFallback,
+        Self::Failover,
+        Self::Replay,
+        Self::Retry,
+        Self::Ejection,
+        Self::HandshakeFailed,
+        Self::TaskPanic,
+        Self::AcceptFailed,
+        Self::DescriptorsUsed,
+    ];
+
+    fn describe(self) -> (&'static str, &'static str) {
+        match self {
+            Self::InboundSelfPort => (
+                "weft_inbound_self_port_rejected_total",
+                "Connections to the proxy's own ports.",
+            ),
+            Self::InboundForeignDestination => (
+                "weft_inbound_foreign_destination_total",
+                "Inbound connections to addresses that are not the pod's.",
+            ),
+            Self::VipFallback => (
+                "weft_upstream_vip_fallback_total",
+                "Connections by the address of the service.",
+            ),
+            Self::Failover => (
+                "weft_upstream_failover_total",
+                "Failed connects that went to another endpoint.",
+            ),
+            Self::Replay => (
+                "weft_upstream_replay_total",
+                "Requests sent again after a keep-alive race.",
+            ),
+            Self::Retry => ("weft_upstream_retry_total", "Retries by policy."),
+            Self::Ejection => ("weft_outlier_ejections_total", "Ejections by outlier detection."),
+            Self::HandshakeFailed => ("weft_tls_handshake_failed_total", "Failed TLS handshakes as a server."),
+            Self::TaskPanic => ("weft_task_panics_total", "Connections that ended by a panic."),
+            Self::AcceptFailed => ("weft_accept_failed_total", "Connections that could not be accepted."),
+            Self::DescriptorsUsed => (
+                "weft_descriptors_refused_total",
+                "Connections refused because descriptors were nearly used up.",
+            ),
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Peers that want to exhaust the proxy: what they cost is bounded, everybody else is served, and it recovers.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use support::process::{Process, Volumes};
+use support::{App, Authority, Client, LIMIT, address, wait_for, workload};
+
+/// A real proxy in front of an application.
+struct Victim {
+    proxy: Process,
+    front: SocketAddr,
+    /// Resident memory before the attack, in KiB.
+    before: u64,
+    _volumes: Volumes,
+}
+
+impl Victim {
+    fn new(app: &App) -> Self {
+        let volumes = Volumes::new(&Authority::new(), "app/echo");
+        let port = app.address.port();
+        volumes.configure(&format!(
+            "{}inbound:\n  ports: [{{port: {port}, protocol: http}}]\n",
+            workload("app/echo")
+        ));
+        volumes.endpoints(&[]);
+        let address = address();
+        let front = SocketAddr::new(address, port);
+        let proxy = Process::start(
+            &volumes,
+            address,
+            &["--inbound", &format!("{front}={}", app.address), "--concurrency", "1"],
+            &[],
+        );
+        let proxy = proxy.ready();
+        let this = Self {
+            before: 0,
+            proxy,
+            front,
+            _volumes: volumes,
+        };
+        for _ in 0..50 {
+            assert_eq!(this.call(), Some(200));
+        }
+        Self {
+            before: this.proxy.status("VmRSS"),
+            ..this
+        }
+    }
+
+    fn call(&self) -> Option<u16> {
+        let stream = TcpStream::connect(self.front).ok()?;
+        let mut client = Client::over(stream);
+        client
+            .stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: echo\r\nConnection: close\r\n\r\n")
+            .ok()?;
+        client.receive().map(|answer| answer.status())
+    }
+
+    /// Memory that came on top, in KiB.
+    fn grown(&self) -> u64 {
+        self.proxy.status("VmRSS").saturating_sub(self.before)
+    }
+
+    /// Everybody else is served, the proxy's own ports answer, and memory has a bound.
+    fn stands(&self, most_kib: u64) {
+        let begin = Instant::now();
+        assert_eq!(self.call(), Some(200));
+        assert!(self.proxy.is_ready());
+        assert_eq!(self.proxy.get(15000, "/server_info").status(), 200);
+        assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+        let grown = self.grown();
+        assert!(grown < most_kib, "{grown} KiB");
+    }
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    let mut out = vec![length[1], length[2], length[3], kind, flags];
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+    out
+}
+
+/// A field as HPACK literal without indexing; names and values shorter than 127 bytes.
+fn literal(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+fn get(path: &str) -> Vec<u8> {
+    [
+        literal(":method", "GET"),
+        literal(":scheme", "http"),
+        literal(":path", path),
+        literal(":authority", "echo"),
+    ]
+    .concat()
+}
+
+/// An HTTP/2 client that writes frames as it likes.
+struct Raw(TcpStream);
+
+impl Raw {
+    fn open(front: SocketAddr, settings: &[u8]) -> Self {
+        let mut stream = TcpStream::connect(front).expect("the proxy listens");
+        stream.set_read_timeout(Some(LIMIT)).expect("option");
+        stream.set_write_timeout(Some(Duration::from_secs(2))).expect("option");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("sent");
+        stream.write_all(&frame(SETTINGS, 0, 0, settings)).expect("sent");
+        Self(stream)
+    }
+
+    /// Whether the proxy ends the connection, by GOAWAY or otherwise.
+    fn is_ended(&mut self) -> bool {
+        let mut buffer = [0; 65536];
+        let begin = Instant::now();
+        while begin.elapsed() < LIMIT {
+            match self.0.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(e) => return !matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
+            }
+        }
+        false
+    }
+}
+
+// spec: LIFE-089
+#[test]
+fn rapid_resets_end_the_connection() {
+    let app = App::echo();
+    let victim = Victim::new(&app);
+    let before = app.count();
+    let mut raw = Raw::open(victim.front, &[]);
+    let mut stopped = false;
+    for batch in 0..500u32 {
+        let mut bytes = Vec::new();
+        for i in 0..100 {
+            let stream = (batch * 100 + i) * 2 + 1;
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream, &get("/")));
+            bytes.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+        }
+        if raw.0.write_all(&bytes).is_err() {
+            stopped = true;
+            break;
+        }
+    }
+    assert!(stopped || raw.is_ended(), "50,000 streams were opened and reset");
+    victim.stands(32 << 10);
+    assert!(
+        app.count() - before < 5000,
+        "{} requests reached the application",
+        app.count() - before
+    );
+}
+
+// spec: LIFE-089, SM-135
+#[test]
+fn endless_header_blocks_end_the_connection() {
+    let app = App::echo();
+    let victim = Victim::new(&app);
+    let mut raw = Raw::open(victim.front, &[]);
+    raw.0
+        .write_all(&frame(HEADERS, END_STREAM, 1, &get("/")))
+        .expect("sent");
+    let piece = frame(
+        CONTINUATION,
+        0,
+        1,
+        &(0..100)
+            .flat_map(|i| literal(&format!("x-{i}"), &"a".repeat(100)))
+            .collect::<Vec<_>>(),
+    );
+    let stopped = (0..20_000).any(|_| raw.0.write_all(&piece).is_err());
+    assert!(stopped || raw.is_ended());
+    victim.stands(16 << 10);
+}
+
+// spec: LIFE-089, SM-135
+#[test]
+fn references_to_one_large_field_do_not_multiply() {
+    let app = App::echo();
+    let victim = Victim::new(&app);
+    let mut raw = Raw::open(victim.front, &[]);
+    // A field of 4,000 bytes that enters the dynamic table, and 16,000 references to it.
+    let mut block = get("/");
+    block.extend([0x40, 6]);
+    block.extend(b"x-bomb");
+    block.extend([0x7f, 0xa1, 0x1e]);
+    block.extend(vec![b'b'; 4000]);
+    block.extend(vec![0x80 | 62; 12_000]);
+    for stream in 0..50u32 {
+        if raw
+            .0
+            .write_all(&frame(HEADERS, END_STREAM | END_HEADERS, stream * 2 + 1, &block))
+            .is_err()
+        {
+            break;
+        }
+    }
+    support::pause(Duration::from_millis(500));
+    victim.stands(16 << 10);
+    assert!(
+        !app.seen
+            .lock()
+            .expect("no panic")
+            .iter()
+            .any(|seen| seen.field("x-bomb").is_some())
+    );
+}
+
+/// Answers `/large` with 8 MiB, `/hang` not at all.
+fn large_app() -> App {
+    App::new(Arc::new(|seen, stream| {
+        if seen.head.contains("/hang") {
+            let mut byte = [0];
+            let _ = stream.read(&mut byte);
+            return false;
+        }
+        let length = if seen.head.contains("/large") { 8 << 20 } else { 2 };
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).is_ok() && stream.write_all(&vec![b'x'; length]).is_ok()
+    }))
+}
+
+// spec: LIFE-089, LIFE-081
+#[test]
+fn windows_that_never_open_hold_little() {
+    let app = large_app();
+    let victim = Victim::new(&app);
+    // SETTINGS_INITIAL_WINDOW_SIZE 0.
+    let mut raw = Raw::open(victim.front, &[0, 4, 0, 0, 0, 0]);
+    for stream in 0..100u32 {
+        raw.0
+            .write_all(&frame(
+                HEADERS,
+                END_STREAM | END_HEADERS,
+                stream * 2 + 1,
+                &get("/large"),
+            ))
+            .expect("sent");
+    }
+    wait_for("the requests", || {
+        app.seen
+            .lock()
+            .expect("no panic")
+            .iter()
+            .filter(|s| s.head.contains("/large"))
+            .count()
+            == 100
+    });
+    support::pause(Duration::from_millis(500));
+    // 100 answers of 8 MiB.
+    victim.stands(48 << 10);
+    drop(raw);
+    wait_for("the end of the streams", || {
+        victim
+            .proxy
+            .get(15000, "/stats?filter=downstream_connections")
+            .text()
+            .contains(": 0")
+    });
+    victim.stands(48 << 10);
+}
+
+fn size2<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn size3<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn size4<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+    size_of::<F>()
+}
+
+// spec: LIFE-083
+#[test]
+fn a_connection_is_a_small_future() {
+    use weft_sidecar::http::server;
+    use weft_sidecar::{inbound, outbound};
+    let sizes = [
+        ("outbound", size2(outbound::serve), 4096),
+        ("inbound", size3(inbound::serve), 4096),
+        ("HTTP/1", size4(server::http1), 9216),
+        ("HTTP/2", size4(server::http2), 8192),
+    ];
+    println!("{sizes:?}");
+    for (name, size, most) in sizes {
+        assert!(size <= most, "{name}: {size} bytes");
+    }
+}

@@ -1,0 +1,322 @@
+//! HTTP/1.1 through one and two proxies.
+
+mod support;
+
+use std::net::SocketAddr;
+
+use support::{App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use weft_sidecar::shared::Role;
+
+fn client_to(app: &App, rest: &str) -> Proxy {
+    Proxy::start(
+        vec![(
+            SocketAddr::new(address(), 0),
+            Role::Fixed {
+                destination: virtual_address(),
+            },
+        )],
+        &client_bundle("http", rest),
+        &echo_endpoints(&[(app.address, false)]),
+        None,
+    )
+}
+
+// spec: SM-037, SM-040, SM-048, ID-092
+#[test]
+fn a_host_is_reached_by_its_name_in_clear_where_no_sidecar_is() {
+    let app = App::echo();
+    let proxy = client_to(&app, "");
+    let answer = get(proxy.addresses[0], "/x?y=1");
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert!(
+        app.last().head.starts_with("GET /x?y=1 HTTP/1.1\r\nHost: echo\r\n"),
+        "{}",
+        app.last().head
+    );
+}
+
+// spec: ID-073, ID-075, ID-078, ID-081, ID-101, ID-121, ID-147, SM-140, MET-039, MET-040
+#[test]
+fn two_proxies_speak_mesh_mtls_and_tell_the_application_who_calls() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    for _ in 0..3 {
+        let answer = client.get("/", "X-Forwarded-Client-Cert: URI=spiffe://cluster.local/ns/x/sa/y\r\n");
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        assert!(answer.head.starts_with("HTTP/1.1 200 Fine\r\n"), "{}", answer.head);
+        assert!(answer.field("x-envoy-peer-metadata").is_none());
+    }
+    let seen = app.last();
+    let xfcc = seen.field("x-forwarded-client-cert").expect("added");
+    assert!(
+        xfcc.starts_with("By=spiffe://cluster.local/ns/app/sa/echo;Hash="),
+        "{xfcc}"
+    );
+    assert!(
+        xfcc.ends_with(";Subject=\"\";URI=spiffe://cluster.local/ns/app/sa/client"),
+        "{xfcc}"
+    );
+    assert_eq!(seen.field("x-forwarded-proto").as_deref(), Some("http"));
+    assert!(seen.field("x-envoy-peer-metadata").is_none());
+    assert_eq!(seen.connection, 1, "upstream connections are used again");
+}
+
+// spec: BYD-020, SM-137, SM-139
+#[test]
+fn names_order_and_phrases_stay_as_they_are() {
+    let app = App::answering(|_| {
+        "HTTP/1.1 418 I'm  a Teapot!\r\nx-LOWER: 1\r\nX-Upper:  two words \r\nx-LOWER: \r\nContent-Length: 0\r\n\r\n"
+            .into()
+    });
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    client.send("GET / HTTP/1.1\r\nhOST: echo\r\nZ-First: 1\r\na_under: 2\r\nx!#$: 3\r\nZ-First: 4\r\nEmpty:\r\nConnection: keep-alive, x-drop\r\nX-Drop: 1\r\n\r\n");
+    let answer = client.receive().expect("an answer");
+    assert!(
+        answer.head.starts_with(
+            "HTTP/1.1 418 I'm  a Teapot!\r\nx-LOWER: 1\r\nX-Upper: two words\r\nx-LOWER: \r\nContent-Length: 0"
+        ),
+        "{}",
+        answer.head
+    );
+    let seen = app.last().head;
+    assert!(
+        seen.starts_with(
+            "GET / HTTP/1.1\r\nhOST: echo\r\nZ-First: 1\r\na_under: 2\r\nx!#$: 3\r\nZ-First: 4\r\nEmpty: \r\n"
+        ),
+        "{seen}"
+    );
+    assert!(!seen.to_ascii_lowercase().contains("x-drop"), "{seen}");
+}
+
+// spec: SM-138
+#[test]
+fn bodies_keep_their_framing_and_100_is_sent_once() {
+    let app = App::answering(|seen| {
+        let body = String::from_utf8_lossy(&seen.body);
+        format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        )
+    });
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    client.send("POST /a HTTP/1.1\r\nHost: echo\r\nContent-Length: 5\r\n\r\nhello");
+    assert_eq!(client.receive().expect("an answer").text(), "hello");
+    assert_eq!(app.last().field("content-length").as_deref(), Some("5"));
+    client.send(
+        "POST /b HTTP/1.1\r\nHost: echo\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=1\r\nde\r\n0\r\n\r\n",
+    );
+    assert_eq!(client.receive().expect("an answer").text(), "abcde");
+    assert_eq!(app.last().field("transfer-encoding").as_deref(), Some("chunked"));
+    client.send("POST /c HTTP/1.1\r\nHost: echo\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 100);
+    client.send("xyz");
+    let answer = client.receive().expect("an answer");
+    assert_eq!((answer.status(), answer.text()), (200, "xyz".to_owned()));
+}
+
+// spec: AUTHZ-113, AUTHZ-115, AUTHZ-116, BYD-067, SM-141
+#[test]
+fn what_two_parsers_could_read_differently_is_refused() {
+    let app = App::echo();
+    let proxy = client_to(&app, "");
+    for (status, request) in [
+        (
+            400,
+            "POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            400,
+            "POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        ),
+        (400, "POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: +3\r\n\r\nabc"),
+        (
+            400,
+            "POST / HTTP/1.1\r\nHost: echo\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+        ),
+        (501, "POST / HTTP/1.1\r\nHost: echo\r\nTransfer-Encoding: gzip\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost: echo\r\nHost: echo\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost: a@echo\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost: echo\r\nA: b\r\n c\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost : echo\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost: echo\r\nA: b\0c\r\n\r\n"),
+        (426, "GET / HTTP/1.2\r\nHost: echo\r\n\r\n"),
+    ] {
+        let mut client = Client::connect(proxy.addresses[0]);
+        client.send(request);
+        let answer = client.receive().unwrap_or_else(|| panic!("no answer to {request:?}"));
+        assert_eq!(answer.status(), status, "{request:?}");
+        assert!(client.is_closed(), "{request:?}");
+    }
+    assert_eq!(app.count(), 0, "nothing was forwarded");
+}
+
+// spec: SM-135
+#[test]
+fn heads_have_limits() {
+    let app = App::echo();
+    let proxy = client_to(&app, "");
+    let fields = |count: usize| (0..count).map(|i| format!("x-{i}: 1\r\n")).collect::<String>();
+    let status = |request: &str| {
+        let mut client = Client::connect(proxy.addresses[0]);
+        client.send(request);
+        client.receive().map(|answer| answer.status())
+    };
+    assert_eq!(
+        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\n{}\r\n", fields(90))),
+        Some(200)
+    );
+    assert_eq!(
+        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\n{}\r\n", fields(100))),
+        Some(431)
+    );
+    let long = "a".repeat(61 * 1024);
+    assert_eq!(
+        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\nx: {long}\r\n\r\n")),
+        Some(431)
+    );
+    assert_eq!(
+        status(&format!("GET /{} HTTP/1.1\r\nHost: echo\r\n\r\n", "a".repeat(70_000))),
+        None
+    );
+}
+
+// spec: BYD-062, SM-031
+#[test]
+fn http_1_0_gets_answers_that_it_understands() {
+    let app = App::answering(|_| "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".into());
+    let proxy = client_to(&app, "");
+    let mut client = Client::connect(proxy.addresses[0]);
+    client.send("GET / HTTP/1.0\r\nHost: echo\r\n\r\n");
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.text(), "abc");
+    assert!(answer.field("transfer-encoding").is_none(), "{}", answer.head);
+    assert_eq!(answer.field("connection").as_deref(), Some("close"));
+
+    let counted = App::echo();
+    proxy.endpoints(&echo_endpoints(&[(counted.address, false)]));
+    let mut client = Client::connect(proxy.addresses[0]);
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.0\r\nHost: echo\r\nConnection: keep-alive\r\n\r\n");
+        let answer = client.receive().expect("an answer");
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.field("connection").as_deref(), Some("keep-alive"));
+    }
+}
+
+// spec: SM-136, SM-036, SM-137
+#[test]
+fn connections_end_where_they_must_and_stay_where_they_can() {
+    let app = App::answering(|_| "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into());
+    let proxy = client_to(&app, "");
+    let mut client = Client::connect(proxy.addresses[0]);
+    let answer = client.get(
+        "/",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    );
+    assert_eq!(answer.status(), 200);
+    assert!(answer.field("connection").is_none(), "{}", answer.head);
+    assert!(
+        !app.last().head.to_ascii_lowercase().contains("upgrade"),
+        "{}",
+        app.last().head
+    );
+    assert!(!app.last().head.to_ascii_lowercase().contains("http2-settings"));
+    let answer = client.get("/", "Connection: close\r\n");
+    assert_eq!(answer.field("connection").as_deref(), Some("close"));
+    assert!(client.is_closed());
+
+    let mut client = Client::connect(proxy.addresses[0]);
+    let answer = client.get("/", "Connection: Upgrade\r\nUpgrade: other\r\n");
+    assert_eq!(answer.status(), 403);
+    assert!(client.is_closed());
+
+    let mut client = Client::connect(proxy.addresses[0]);
+    client.send("CONNECT echo:80 HTTP/1.1\r\nHost: echo:80\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 404);
+    assert!(client.is_closed());
+}
+
+// spec: SM-135
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let app = App::answering(|seen| {
+        let path = seen.head.split(' ').nth(1).unwrap_or_default();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len())
+    });
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    client.send("GET /1 HTTP/1.1\r\nHost: echo\r\n\r\nGET /2 HTTP/1.1\r\nHost: echo\r\n\r\nGET /3 HTTP/1.1\r\nHost: echo\r\n\r\n");
+    for path in ["/1", "/2", "/3"] {
+        assert_eq!(client.receive().expect("an answer").text(), path);
+    }
+}
+
+// spec: SM-035
+#[test]
+fn a_websocket_passes_both_proxies() {
+    let app = App::new(std::sync::Arc::new(|_, stream| {
+        use std::io::{Read, Write};
+        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\nhi";
+        stream.write_all(head.as_bytes()).expect("sent");
+        let mut buffer = [0; 5];
+        stream.read_exact(&mut buffer).expect("received");
+        stream.write_all(&buffer).expect("sent");
+        false
+    }));
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    let answer = client.get(
+        "/",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n",
+    );
+    assert_eq!(answer.status(), 101);
+    assert_eq!(answer.field("upgrade").as_deref(), Some("websocket"));
+    client.send("hello");
+    let mut text = String::new();
+    while !client.is_closed() {
+        text = client.buffered();
+        if text == "hihello" {
+            break;
+        }
+        client.read_more();
+    }
+    assert_eq!(text, "hihello");
+}
+
+// spec: SM-050, FLAG-003, VS-187
+#[test]
+fn a_refused_connection_is_503_with_the_standard_body() {
+    let gone = SocketAddr::new(address(), 1);
+    let app = App::echo();
+    let proxy = client_to(&app, "");
+    proxy.endpoints(&echo_endpoints(&[(gone, false)]));
+    let bundle = client_bundle("http", "").replace("workload:", "mesh: {vipFallback: false}\nworkload:");
+    proxy.configure(&bundle);
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!(answer.status(), 503);
+    assert_eq!(
+        answer.text(),
+        "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: remote \
+         connection failure, transport failure reason: delayed connect error: Connection refused"
+    );
+    assert!(answer.field("x-weft-reason").is_some());
+}
+
+// spec: BYD-011, DLV-113
+#[test]
+fn a_refused_endpoint_costs_nothing() {
+    let app = App::echo();
+    let proxy = client_to(&app, "");
+    let gone = SocketAddr::new(address(), 1);
+    proxy.endpoints(&echo_endpoints(&[(app.address, false), (gone, false)]));
+    let mut client = Client::connect(proxy.addresses[0]);
+    for _ in 0..50 {
+        client.send("POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 5\r\n\r\nhello");
+        assert_eq!(client.receive().expect("an answer").status(), 200);
+    }
+    assert_eq!(app.count(), 50);
+}

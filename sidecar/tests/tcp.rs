@@ -1,0 +1,284 @@
+//! Opaque connections, detection and modes of PeerAuthentication.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use support::{App, Client, LIMIT, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use weft_sidecar::shared::Role;
+
+/// A line server: optional banner, then each byte back until the client's end, then `bye`.
+fn line_app(banner: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let bound = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let _ = stream.write_all(banner.as_bytes());
+                let mut buffer = [0; 65536];
+                loop {
+                    match stream.read(&mut buffer) {
+                        Ok(0) | Err(_) => break,
+                        Ok(count) => {
+                            if stream.write_all(&buffer[..count]).is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+                let _ = stream.write_all(b"bye");
+            });
+        }
+    });
+    bound
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the proxy listens");
+    stream.set_read_timeout(Some(LIMIT)).expect("option");
+    stream
+}
+
+fn read_exactly(stream: &mut TcpStream, length: usize) -> String {
+    let mut buffer = vec![0; length];
+    stream.read_exact(&mut buffer).expect("bytes");
+    String::from_utf8(buffer).expect("text")
+}
+
+// spec: SM-038, ID-074, ID-103
+#[test]
+fn bytes_pass_two_proxies_both_ways_and_half_close_is_passed_on() {
+    for protocol in ["tcp", "auto"] {
+        let pair = Pair::start(protocol, line_app(""));
+        let mut stream = connect(pair.front);
+        stream.write_all(b"hello\n").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 6), "hello\n", "{protocol}");
+        stream.shutdown(Shutdown::Write).expect("half-closed");
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("the other half");
+        assert_eq!(rest, "bye", "{protocol}");
+    }
+}
+
+// spec: SM-038
+#[test]
+fn large_transfers_arrive_whole() {
+    let pair = Pair::start("tcp", line_app(""));
+    let mut stream = connect(pair.front);
+    let data: Vec<u8> = (0..4_000_000u32)
+        .map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1])
+        .collect();
+    let mut writer = stream.try_clone().expect("clone");
+    let sent = data.clone();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&sent).expect("sent");
+        writer.shutdown(Shutdown::Write).expect("half-closed");
+    });
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).expect("received");
+    writing.join().expect("sent");
+    assert_eq!(received.len(), data.len() + 3);
+    assert!(received.starts_with(&data));
+}
+
+// spec: BYD-021, SM-029
+#[test]
+fn a_server_that_speaks_first_is_heard_on_an_automatic_port() {
+    for protocol in ["auto", "tcp"] {
+        let pair = Pair::start(protocol, line_app("220 ready\n"));
+        let begin = Instant::now();
+        let mut stream = connect(pair.front);
+        assert_eq!(read_exactly(&mut stream, 10), "220 ready\n", "{protocol}");
+        assert!(
+            begin.elapsed() < Duration::from_secs(1),
+            "{protocol}: {:?}",
+            begin.elapsed()
+        );
+        stream.write_all(b"x").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 1), "x");
+    }
+}
+
+// spec: BYD-021, SM-032
+#[test]
+fn a_plaintext_caller_hears_the_banner_of_a_permissive_port() {
+    let pair = Pair::start("tcp", line_app("220 ready\n"));
+    let mut stream = connect(pair.server.addresses[0]);
+    assert_eq!(read_exactly(&mut stream, 10), "220 ready\n");
+}
+
+// spec: BYD-068
+#[test]
+fn two_bytes_of_a_plain_client_are_not_held() {
+    let pair = Pair::start("tcp", line_app(""));
+    for front in [pair.front, pair.server.addresses[0]] {
+        let mut stream = connect(front);
+        stream.write_all(b"hi").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 2), "hi");
+    }
+}
+
+// spec: SM-028, SM-039, ID-101
+#[test]
+fn http_on_an_automatic_port_is_http_whatever_its_host() {
+    let app = App::echo();
+    let pair = Pair::start("auto", app.address);
+    let mut client = Client::connect(pair.front);
+    client.send("GET / HTTP/1.1\r\nHost: anything.else\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 200);
+    assert!(app.last().field("x-forwarded-client-cert").is_some());
+}
+
+// spec: ID-104, ID-145
+#[test]
+fn strict_closes_plaintext_without_a_byte_and_serves_the_mesh() {
+    let app = App::echo();
+    let pair = Pair::with("http", "STRICT", app.address, "");
+    assert_eq!(get(pair.front, "/").status(), 200);
+    let mut stream = connect(pair.server.addresses[0]);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: echo\r\n\r\n").expect("sent");
+    let mut received = Vec::new();
+    let ended = stream.read_to_end(&mut received);
+    assert!(received.is_empty(), "{ended:?}");
+    assert_eq!(app.count(), 1);
+}
+
+// spec: ID-102, ID-122
+#[test]
+fn permissive_serves_plaintext_and_drops_what_it_claims_of_certificates() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.server.addresses[0]);
+    let answer = client.get("/", "X-Forwarded-Client-Cert: URI=spiffe://cluster.local/ns/x/sa/y\r\n");
+    assert_eq!(answer.status(), 200);
+    assert!(app.last().field("x-forwarded-client-cert").is_none());
+}
+
+// spec: BYD-001, BYD-002
+#[test]
+fn a_new_strict_ends_an_open_plaintext_connection() {
+    let app = line_app("");
+    let pair = Pair::start("tcp", app);
+    let mut stream = connect(pair.server.addresses[0]);
+    stream.write_all(b"hi").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 2), "hi");
+    let port = app.port();
+    pair.server.configure(&format!(
+        "{}inbound: {{mtls: STRICT, ports: [{{port: {port}, protocol: tcp}}]}}\n",
+        support::workload("app/echo")
+    ));
+    let begin = Instant::now();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(
+        rest.is_empty() && begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    // The mesh goes on.
+    let mut stream = connect(pair.front);
+    stream.write_all(b"x").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 1), "x");
+}
+
+// spec: ID-078, ID-145, DLV-113
+#[test]
+fn a_server_with_another_identity_gets_no_byte() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    pair.server
+        .shared
+        .identity
+        .store(Some(std::sync::Arc::new(pair.authority.identity("app/other"))));
+    let mut client = Client::connect(pair.front);
+    let answer = client.get("/", "");
+    assert_eq!(answer.status(), 503);
+    assert!(
+        answer.text().contains("TLS_error: verify SAN list"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(app.count(), 0);
+}
+
+// spec: ID-084, ID-086
+#[test]
+fn a_certificate_of_another_authority_is_refused_by_both_sides() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let other = support::Authority::new();
+    pair.client
+        .shared
+        .identity
+        .store(Some(std::sync::Arc::new(other.identity("app/client"))));
+    assert_eq!(get(pair.front, "/").status(), 503);
+    assert_eq!(app.count(), 0);
+}
+
+// spec: SM-060, SM-062
+#[test]
+fn unknown_addresses_are_let_out_or_closed() {
+    let app = line_app("");
+    let proxy = Proxy::start(
+        vec![(SocketAddr::new(address(), 0), Role::Fixed { destination: app })],
+        &client_bundle("http", ""),
+        "hosts: []",
+        None,
+    );
+    let mut stream = connect(proxy.addresses[0]);
+    stream.write_all(b"hi").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 2), "hi");
+    let closed = format!("mesh: {{outboundPolicy: REGISTRY_ONLY}}\n{}", client_bundle("http", ""));
+    proxy.configure(&closed);
+    let mut stream = connect(proxy.addresses[0]);
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    assert!(received.is_empty());
+}
+
+// spec: SM-060, SM-061, SM-063
+#[test]
+fn an_unknown_host_goes_to_the_dialled_address_or_gets_502() {
+    let app = App::echo();
+    let known = client_bundle("http", "").replace("port: 80", &format!("port: {}", app.address.port()));
+    let proxy = Proxy::start(
+        vec![(
+            SocketAddr::new(address(), 0),
+            Role::Fixed {
+                destination: app.address,
+            },
+        )],
+        &known,
+        &echo_endpoints(&[]),
+        None,
+    );
+    let mut client = Client::connect(proxy.addresses[0]);
+    client.send("GET / HTTP/1.1\r\nHost: who.knows\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 200);
+    proxy.configure(&format!("mesh: {{outboundPolicy: REGISTRY_ONLY}}\n{known}"));
+    client.send("GET / HTTP/1.1\r\nHost: who.knows\r\n\r\n");
+    let answer = client.receive().expect("an answer");
+    assert_eq!((answer.status(), answer.text()), (502, String::new()));
+}
+
+// spec: SM-049, VS-176
+#[test]
+fn a_destination_without_endpoint_closes_the_connection() {
+    let proxy = Proxy::start(
+        vec![(
+            SocketAddr::new(address(), 0),
+            Role::Fixed {
+                destination: virtual_address(),
+            },
+        )],
+        &client_bundle("tcp", ""),
+        &echo_endpoints(&[]),
+        None,
+    );
+    let mut stream = connect(proxy.addresses[0]);
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    assert!(received.is_empty());
+}

@@ -1,0 +1,395 @@
+//! TLS that the proxy originates for a DestinationRule, against real TLS servers.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rcgen::{CertificateParams, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use support::{Answer, App, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use weft_sidecar::shared::Role;
+
+/// An authority outside of the mesh, with its files.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    dir: tempfile::TempDir,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = params.self_signed(&key).expect("root").pem();
+        let this = Self {
+            issuer: Issuer::new(params, key),
+            pem,
+            dir: tempfile::tempdir().expect("directory"),
+        };
+        fs::write(this.path("ca"), &this.pem).expect("written");
+        this
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn issue(&self, names: &[SanType], serial: u64) -> (String, String) {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.subject_alt_names = names.to_vec();
+        params.serial_number = Some(SerialNumber::from(serial));
+        (
+            params.signed_by(&key, &self.issuer).expect("leaf").pem(),
+            key.serialize_pem(),
+        )
+    }
+
+    /// Writes a client certificate to `client.crt` and `client.key`.
+    fn client(&self, name: &str) {
+        let (certificate, key) = self.issue(&[dns(name)], 7);
+        fs::write(self.path("client.crt"), certificate).expect("written");
+        fs::write(self.path("client.key"), key).expect("written");
+    }
+
+    fn revoke(&self, serial: u64) {
+        let now = rcgen::date_time_ymd(2026, 1, 1);
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now,
+            next_update: rcgen::date_time_ymd(2046, 1, 1),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![rcgen::RevokedCertParams {
+                serial_number: SerialNumber::from(serial),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        fs::write(
+            self.path("crl"),
+            list.signed_by(&self.issuer).expect("list").pem().expect("PEM"),
+        )
+        .expect("written");
+    }
+}
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().expect("ASCII"))
+}
+
+/// What a server saw of one connection.
+#[derive(Debug, Clone, Default)]
+struct Hello {
+    sni: Option<String>,
+    alpn: Option<String>,
+    client: bool,
+    version: Option<rustls::ProtocolVersion>,
+    suite: Option<rustls::CipherSuite>,
+    head: String,
+}
+
+/// A TLS server that answers each connection's first request and closes it.
+struct Server {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Hello>>>,
+}
+
+impl Server {
+    fn new(ca: &Ca, names: &[SanType]) -> Self {
+        Self::with(ca, names, rustls::DEFAULT_VERSIONS)
+    }
+
+    fn with(ca: &Ca, names: &[SanType], versions: &[&'static rustls::SupportedProtocolVersion]) -> Self {
+        let (leaf, key) = ca.issue(names, 42);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).expect("PEM"))
+            .expect("anchor");
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .expect("verifier");
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_client_cert_verifier(clients)
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(leaf.as_bytes()).expect("PEM")],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM"),
+            )
+            .expect("server");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let config = Arc::new(config);
+        let listener = TcpListener::bind((address(), 0)).expect("listener");
+        let this = Self {
+            address: listener.local_addr().expect("address"),
+            seen: Arc::default(),
+        };
+        let seen = this.seen.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (config, seen) = (config.clone(), seen.clone());
+                std::thread::spawn(move || serve(stream, config, &seen));
+            }
+        });
+        this
+    }
+
+    fn last(&self) -> Hello {
+        self.seen.lock().expect("no panic").last().cloned().unwrap_or_default()
+    }
+
+    fn count(&self) -> usize {
+        self.seen.lock().expect("no panic").len()
+    }
+}
+
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Hello>>) {
+    let connection = ServerConnection::new(config).expect("connection");
+    let mut tls = StreamOwned::new(connection, stream);
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match tls.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8_lossy(b).into_owned());
+    let hello = Hello {
+        sni: tls.conn.server_name().map(str::to_owned),
+        alpn: text(tls.conn.alpn_protocol()),
+        client: tls.conn.peer_certificates().is_some(),
+        version: tls.conn.protocol_version(),
+        suite: tls.conn.negotiated_cipher_suite().map(|suite| suite.suite()),
+        head: String::from_utf8_lossy(&head).into_owned(),
+    };
+    seen.lock().expect("no panic").push(hello);
+    let _ = tls.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    tls.conn.send_close_notify();
+    let _ = tls.flush();
+}
+
+fn proxy(protocol: &str, originate: &str, server: SocketAddr) -> Proxy {
+    let port = format!("protocol: {protocol}}}");
+    let policy = format!("protocol: {protocol}, policy: {{tls: {{originate: {originate}}}}}}}");
+    let destination = virtual_address();
+    Proxy::start(
+        vec![(SocketAddr::new(address(), 0), Role::Fixed { destination })],
+        &client_bundle(protocol, "mesh: {vipFallback: false}\n").replace(&port, &policy),
+        &echo_endpoints(&[(server, false)]),
+        None,
+    )
+}
+
+fn ask(proxy: &Proxy, host: &str) -> Answer {
+    let mut client = Client::connect(proxy.addresses[0]);
+    client.send(&format!("GET /p HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    client.receive().expect("an answer")
+}
+
+// spec: DR-108, DR-111, DR-113, DR-117, DR-118, DR-120, DR-121, BYD-060
+#[test]
+fn plaintext_of_the_application_leaves_in_tls_with_the_name_of_the_request() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("echo.app")]);
+    let simple = format!("{{ca: {}}}", ca.file("ca"));
+    let proxy = proxy("http", &simple, server.address);
+    assert_eq!(ask(&proxy, "echo.app:80").status(), 200);
+    let seen = server.last();
+    assert_eq!(seen.sni.as_deref(), Some("echo.app"));
+    assert_eq!(seen.alpn.as_deref(), Some("http/1.1"));
+    assert!(
+        seen.head.starts_with("GET /p HTTP/1.1\r\nHost: echo.app:80\r\n"),
+        "{}",
+        seen.head
+    );
+    assert_eq!(seen.version, Some(rustls::ProtocolVersion::TLSv1_3));
+    assert!(!seen.client);
+    // Another name of the same service is none of the certificate.
+    let answer = ask(&proxy, "echo");
+    assert_eq!(answer.status(), 503);
+    assert_eq!(server.count(), 1);
+    // Without `ca` the system's anchors decide, which know nothing of this one.
+    let system = self::proxy("http", "{}", server.address);
+    assert_eq!(ask(&system, "echo.app").status(), 503);
+    // HTTP/2 upstream is offered as such.
+    let upgraded = format!(
+        "{{ca: {}}}}}, httpVersion: http2, tcpKeepalive: {{probes: 1",
+        ca.file("ca")
+    );
+    let proxy = self::proxy("http", &upgraded, server.address);
+    let _ = ask(&proxy, "echo.app");
+    assert_eq!(server.last().alpn.as_deref(), Some("h2"));
+    let server = Server::with(&ca, &[dns("echo.app")], &[&rustls::version::TLS12]);
+    let narrowed = format!(
+        "{{ca: {}, cipherSuites: [ECDHE-ECDSA-AES256-GCM-SHA384]}}",
+        ca.file("ca")
+    );
+    assert_eq!(
+        ask(&self::proxy("http", &narrowed, server.address), "echo.app").status(),
+        200
+    );
+    let seen = server.last();
+    assert_eq!(seen.version, Some(rustls::ProtocolVersion::TLSv1_2));
+    assert_eq!(
+        seen.suite,
+        Some(rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384)
+    );
+}
+
+// spec: DR-116, DR-117, DR-118, DR-119, BYD-060
+#[test]
+fn a_name_is_verified_unless_nothing_is() {
+    let ca = Ca::new();
+    let ip: IpAddr = "10.9.8.7".parse().expect("address");
+    let uri = SanType::URI("spiffe://x/y".try_into().expect("ASCII"));
+    let server = Server::new(&ca, &[dns("right.example"), uri, SanType::IpAddress(ip)]);
+    let status = |more: &str| {
+        let originate = format!("{{ca: {}{more}}}", ca.file("ca"));
+        ask(&proxy("http", &originate, server.address), "echo").status()
+    };
+    assert_eq!(status(""), 503, "the Host");
+    assert_eq!(status(", sni: right.example"), 200, "the SNI in place of the Host");
+    assert_eq!(server.last().sni.as_deref(), Some("right.example"));
+    assert_eq!(status(", sni: wrong.example"), 503);
+    for (names, verified) in [
+        ("right.example", true),
+        ("spiffe://x/y", true),
+        ("10.9.8.7", true),
+        ("RIGHT", false),
+        ("*.example", false),
+        ("wrong.example, spiffe://x/y", true),
+    ] {
+        let wanted = if verified { 200 } else { 503 };
+        assert_eq!(
+            status(&format!(
+                ", sni: wrong.example, subjectAltNames: ['{}']",
+                names.replace(", ", "', '")
+            )),
+            wanted,
+            "{names}"
+        );
+    }
+    assert_eq!(status(", sni: wrong.example, chainAlone: true"), 200, "as upstream");
+    assert_eq!(status(", chainAlone: true"), 503, "the Host is verified there too");
+    let nothing = proxy("http", "{insecureSkipVerify: true}", server.address);
+    assert_eq!(ask(&nothing, "echo").status(), 200);
+    // An authority that is not the one that was named.
+    let other = Ca::new();
+    let originate = format!("{{ca: {}, sni: right.example}}", other.file("ca"));
+    assert_eq!(ask(&proxy("http", &originate, server.address), "echo").status(), 503);
+}
+
+// spec: DR-108, DR-112, DR-115, DR-122
+#[test]
+fn a_client_certificate_is_read_anew_when_its_files_change() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("echo")]);
+    let mutual = format!(
+        "{{ca: {}, certificate: {}, key: {}}}",
+        ca.file("ca"),
+        ca.file("client.crt"),
+        ca.file("client.key")
+    );
+    let proxy = proxy("http", &mutual, server.address);
+    let answer = ask(&proxy, "echo");
+    assert_eq!(answer.status(), 503, "the files are missing");
+    assert!(answer.text().contains("client.crt"), "{}", answer.text());
+    assert_eq!(server.count(), 0);
+    ca.client("one");
+    assert_eq!(ask(&proxy, "echo").status(), 200);
+    assert!(server.last().client);
+    // Broken files fail again, and a new pair is used without restart.
+    fs::write(ca.path("client.key"), "no key").expect("written");
+    assert_eq!(ask(&proxy, "echo").status(), 503);
+    ca.client("two");
+    assert_eq!(ask(&proxy, "echo").status(), 200);
+    assert_eq!(server.count(), 2);
+}
+
+// spec: DR-113
+#[test]
+fn a_revoked_certificate_is_refused() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("echo")]);
+    ca.revoke(1);
+    let originate = format!("{{ca: {}, crl: {}}}", ca.file("ca"), ca.file("crl"));
+    let proxy = proxy("http", &originate, server.address);
+    assert_eq!(ask(&proxy, "echo").status(), 200, "another one is revoked");
+    ca.revoke(42);
+    support::pause(Duration::from_millis(10));
+    let file = fs::File::options().append(true).open(ca.path("crl")).expect("list");
+    file.set_modified(std::time::SystemTime::now() + Duration::from_secs(5))
+        .expect("time");
+    assert_eq!(ask(&proxy, "echo").status(), 503);
+}
+
+// spec: BYD-061, DR-114, DR-115
+#[test]
+fn what_cannot_be_provided_never_goes_out_in_clear() {
+    let app = App::echo();
+    for protocol in ["http", "auto"] {
+        let proxy = proxy(
+            protocol,
+            "{unavailable: 'credentialName cred of DestinationRule app/d is missing'}",
+            app.address,
+        );
+        let answer = get(proxy.addresses[0], "/");
+        assert_eq!(answer.status(), 503);
+        assert!(answer.text().contains("app/d"), "{}", answer.text());
+        let reason = answer.field("x-weft-reason").unwrap_or_default();
+        assert!(reason.contains("app/d"), "{reason}");
+    }
+    let opaque = proxy("tcp", "{unavailable: 'nothing there'}", app.address);
+    let mut stream = TcpStream::connect(opaque.addresses[0]).expect("connected");
+    stream.set_read_timeout(Some(LIMIT)).expect("option");
+    let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    assert!(received.is_empty());
+    assert_eq!(app.count(), 0);
+}
+
+// spec: DR-117, DR-118, DR-120, BYD-060
+#[test]
+fn opaque_bytes_get_tls_without_name_and_protocol_verified_by_the_host() {
+    let ca = Ca::new();
+    let send = |originate: &str, server: &Server| {
+        let proxy = proxy("tcp", originate, server.address);
+        let mut stream = TcpStream::connect(proxy.addresses[0]).expect("connected");
+        stream.set_read_timeout(Some(LIMIT)).expect("option");
+        let _ = stream.write_all(b"GET /tcp HTTP/1.1\r\n\r\n");
+        let mut received = String::new();
+        let _ = stream.read_to_string(&mut received);
+        received
+    };
+    let simple = format!("{{ca: {}}}", ca.file("ca"));
+    let server = Server::new(&ca, &[dns("echo.app.svc.cluster.local")]);
+    assert!(send(&simple, &server).starts_with("HTTP/1.1 200"));
+    let seen = server.last();
+    assert_eq!((seen.sni, seen.alpn), (None, None));
+    assert!(seen.head.starts_with("GET /tcp"), "{}", seen.head);
+    let other = Server::new(&ca, &[dns("other.example")]);
+    assert_eq!(send(&simple, &other), "");
+    let named = format!("{{ca: {}, sni: other.example}}", ca.file("ca"));
+    assert!(send(&named, &other).starts_with("HTTP/1.1 200"));
+    assert_eq!(other.last().sni.as_deref(), Some("other.example"));
+}
