@@ -1,7 +1,7 @@
 //! Installing, and taking away again: on a cluster where Weft is not installed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -18,7 +18,7 @@ use weft_e2e::{Cluster, until};
 #[ignore = "needs a cluster without Weft: make e2e"]
 async fn one_apply_brings_weft_and_meshed_pods_and_its_removal_leaves_nothing_behind() -> Result<()> {
     let cluster = Cluster::connect().await?;
-    let present = objects(&cluster.client()).await?;
+    let present = objects_at_rest(&cluster.client()).await?;
     let weft: Vec<&String> = present.iter().filter(|o| is_of_weft(o)).collect();
     ensure!(
         weft.is_empty(),
@@ -77,7 +77,7 @@ async fn one_apply_brings_weft_and_meshed_pods_and_its_removal_leaves_nothing_be
 #[ignore = "needs a cluster without Weft: make e2e"]
 async fn removing_the_namespace_of_the_control_plane_alone_keeps_no_pod_from_starting() -> Result<()> {
     let cluster = Cluster::connect().await?;
-    let present = objects(&cluster.client()).await?;
+    let present = objects_at_rest(&cluster.client()).await?;
     let crds = install_kinds(&cluster).await?;
     cluster
         .apply_server_side(&rendered(&cluster, &overlay()).await?)
@@ -156,6 +156,21 @@ fn is_of_weft(object: &str) -> bool {
     let name = name.rsplit('/').next().unwrap_or(name);
     let by_name = name.starts_with("weft-") && !name.starts_with("weft-cluster:");
     by_name || kind.ends_with("weft.dev") || kind.ends_with("istio.io") || name.ends_with("istio.io")
+}
+
+/// All objects, once they have been the same for a while: in a new cluster the last service accounts and leases appear
+/// after its node is ready, and what belonged to something that went is collected a little later.
+async fn objects_at_rest(client: &Client) -> Result<BTreeSet<String>> {
+    let mut last = objects(client).await?;
+    let mut since = Instant::now();
+    until("the cluster is at rest", Duration::from_secs(120), async || {
+        let now = objects(client).await?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() >= Duration::from_secs(10)).then(|| last.clone()))
+    })
+    .await
 }
 
 /// All objects of the cluster, but those that come and go by themselves.

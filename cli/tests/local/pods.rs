@@ -226,7 +226,8 @@ fn a_pod_that_goes_is_told_and_leaves_the_endpoints_at_once() {
     assert!(while_it_ends == 2 || read().contains("gone"), "{while_it_ends}");
     run.wait_for("the end", || read().contains("gone").then_some(()));
     run.wait_for("the end of its sidecar", || (proxies(&run) == 1).then_some(()));
-    assert!(run.pods("app/web").is_empty());
+    // The run hears of it a moment later.
+    run.wait_for("the end of the pod", || run.pods("app/web").is_empty().then_some(()));
 }
 
 // spec: LOC-019
