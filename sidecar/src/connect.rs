@@ -210,71 +210,26 @@ pub async fn connect(
     opening: Opening<'_>,
     permit: Option<Permit>,
 ) -> Result<(Io, Rc<Link>), ConnectError> {
-    let Opening {
-        dial,
-        limit,
-        keepalive,
-        announce,
-    } = opening;
+    let limit = opening.limit;
     let open = async {
-        let mut stream = net::dial(address, dial)
-            .await
-            .map_err(|source| ConnectError::Io { address, source })?;
-        if let Some(wanted) = keepalive {
-            net::keepalive(&stream, wanted);
-        }
-        if let Some(announce) = &announce {
-            stream
-                .write_all(&announce.header())
-                .await
-                .map_err(|source| ConnectError::Io { address, source })?;
-        }
-        let local = stream.local_addr().ok();
-        let mut principal = None;
-        let mut tls = None;
-        let io = match secure {
-            Secure::Plain => Io::from(stream),
-            Secure::Mesh { server_name, expected } => {
-                let identity = worker.shared.identity.load_full().ok_or(ConnectError::NoIdentity)?;
-                if !identity.is_valid() {
-                    return Err(ConnectError::NoIdentity);
-                }
-                let name = match server_name {
-                    Some(name) => ServerName::try_from(name.to_string())
-                        .map_err(|_| ConnectError::Unavailable(format!("{name:?} is no server name")))?,
-                    None => ServerName::IpAddress(address.ip().into()),
-                };
-                let connector = TlsConnector::from(identity.client(inner));
-                let stream = connector
-                    .connect(name, stream)
-                    .await
-                    .map_err(|source| ConnectError::Tls { address, source })?;
-                tls = PeerTls::of(stream.get_ref().1);
-                let found = tls.as_ref().and_then(|tls| tls.spiffe_id()).unwrap_or_default();
-                let domains = worker.trust_domains();
-                if !expected.admits(&found, &domains) {
-                    return Err(ConnectError::Identity { address, found });
-                }
-                principal = Some(found);
-                Io::from(stream)
+        let opened = match open(worker, address, secure, inner, opening).await {
+            Err(ConnectError::Tls { source, .. }) if is_banner(secure, &source) => {
+                open(worker, address, secure, inner, opening).await
             }
-            Secure::Originate { settings, host } => {
-                let stream = originate::handshake(settings, host, inner, stream)
-                    .await
-                    .map_err(|e| match e {
-                        originate::OriginateError::Unavailable(reason) => ConnectError::Unavailable(reason),
-                        originate::OriginateError::Handshake(source) => ConnectError::Tls { address, source },
-                    })?;
-                tls = PeerTls::of(stream.get_ref().1);
-                Io::from(stream)
-            }
+            first => first,
         };
+        let Opened {
+            io,
+            local,
+            principal,
+            tls,
+        } = opened?;
         let link = Rc::new(Link {
             id: worker.next_connection(),
             local,
             principal,
             tls,
-            security: secure.security().announcing(announce),
+            security: secure.security().announcing(opening.announce),
             since: Instant::now(),
             served: Cell::new(0),
             permit,
@@ -284,4 +239,92 @@ pub async fn connect(
     timeout(limit, open)
         .await
         .unwrap_or(Err(ConnectError::Timeout { address, limit }))
+}
+
+/// Whether a mesh peer answered the handshake with something else: a port that takes both had given up waiting for it,
+/// and the application spoke first (BYD-021). Asked again, it knows at once.
+fn is_banner(secure: &Secure, error: &io::Error) -> bool {
+    let reason = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    matches!(secure, Secure::Mesh { .. }) && matches!(reason, Some(rustls::Error::InvalidMessage(_)))
+}
+
+/// A connection, and what its handshake told.
+struct Opened {
+    io: Io,
+    local: Option<SocketAddr>,
+    principal: Option<Arc<str>>,
+    tls: Option<Arc<PeerTls>>,
+}
+
+async fn open(
+    worker: &Worker,
+    address: SocketAddr,
+    secure: &Secure,
+    inner: Inner,
+    opening: Opening<'_>,
+) -> Result<Opened, ConnectError> {
+    let Opening {
+        dial,
+        keepalive,
+        announce,
+        ..
+    } = opening;
+    let mut stream = net::dial(address, dial)
+        .await
+        .map_err(|source| ConnectError::Io { address, source })?;
+    if let Some(wanted) = keepalive {
+        net::keepalive(&stream, wanted);
+    }
+    if let Some(announce) = &announce {
+        stream
+            .write_all(&announce.header())
+            .await
+            .map_err(|source| ConnectError::Io { address, source })?;
+    }
+    let local = stream.local_addr().ok();
+    let mut principal = None;
+    let mut tls = None;
+    let io = match secure {
+        Secure::Plain => Io::from(stream),
+        Secure::Mesh { server_name, expected } => {
+            let identity = worker.shared.identity.load_full().ok_or(ConnectError::NoIdentity)?;
+            if !identity.is_valid() {
+                return Err(ConnectError::NoIdentity);
+            }
+            let name = match server_name {
+                Some(name) => ServerName::try_from(name.to_string())
+                    .map_err(|_| ConnectError::Unavailable(format!("{name:?} is no server name")))?,
+                None => ServerName::IpAddress(address.ip().into()),
+            };
+            let connector = TlsConnector::from(identity.client(inner));
+            let stream = connector
+                .connect(name, stream)
+                .await
+                .map_err(|source| ConnectError::Tls { address, source })?;
+            tls = PeerTls::of(stream.get_ref().1);
+            let found = tls.as_ref().and_then(|tls| tls.spiffe_id()).unwrap_or_default();
+            let domains = worker.trust_domains();
+            if !expected.admits(&found, &domains) {
+                return Err(ConnectError::Identity { address, found });
+            }
+            principal = Some(found);
+            Io::from(stream)
+        }
+        Secure::Originate { settings, host } => {
+            let stream = originate::handshake(settings, host, inner, stream)
+                .await
+                .map_err(|e| match e {
+                    originate::OriginateError::Unavailable(reason) => ConnectError::Unavailable(reason),
+                    originate::OriginateError::Handshake(source) => ConnectError::Tls { address, source },
+                })?;
+            tls = PeerTls::of(stream.get_ref().1);
+            Io::from(stream)
+        }
+    };
+    Ok(Opened {
+        io,
+        local,
+        principal,
+        tls,
+    })
 }

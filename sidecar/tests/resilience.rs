@@ -68,15 +68,21 @@ fn a_post_that_the_peer_acknowledged_is_not_sent_again() {
 // spec: BYD-014
 #[test]
 fn a_connection_that_the_server_closed_while_idle_is_not_used() {
-    let app = App::new(Arc::new(|_, stream| {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let closing = closed.clone();
+    let app = App::new(Arc::new(move |_, stream| {
         let _ = stream.write_all(OK);
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        closing.fetch_add(1, Ordering::SeqCst);
         false
     }));
     let pair = Pair::start("http", app.address);
     let mut client = Client::connect(pair.front);
-    for _ in 0..20 {
+    for request in 1..=20 {
         client.send("POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 2\r\n\r\nhi");
         assert_eq!(client.receive().expect("an answer").status(), 200);
+        // A request that meets the end under way may be lost, and a POST is not sent again.
+        wait_for("the end of the connection", || closed.load(Ordering::SeqCst) == request);
     }
     assert_eq!(app.count(), 20);
 }
@@ -227,6 +233,35 @@ fn requests_wait_for_one_of_the_allowed_connections() {
         assert_eq!(thread.join().expect("an answer"), 200);
     }
     assert_eq!(app.connections.load(Ordering::SeqCst), 1);
+}
+
+// spec: DR-074, DLV-115
+#[test]
+fn a_wait_for_a_connection_is_no_fault_of_the_endpoint() {
+    let slow = App::new(Arc::new(|_, stream| {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        stream.write_all(OK).is_ok()
+    }));
+    // What answers at the cluster's address: nobody is to be sent there.
+    let other = App::echo();
+    let bundle = client_bundle("http", "")
+        .replace("protocol: http}", "protocol: http, policy: {maxConnections: 1}}")
+        .replace("10.1.0.1", &other.address.ip().to_string())
+        .replace("port: 80", &format!("port: {}", other.address.port()));
+    let destination = other.address;
+    let listener = (SocketAddr::new(address(), 0), Role::Fixed { destination });
+    let endpoints = echo_endpoints(&[(slow.address, false)]);
+    let proxy = Proxy::start(vec![listener], &bundle, &endpoints, None);
+    let front = proxy.addresses[0];
+    // The last of them waits for far more than the second after which a silent connect is joined by another.
+    let callers: Vec<_> = (0..5)
+        .map(|_| std::thread::spawn(move || get(front, "/").status()))
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.join().expect("an answer"), 200);
+    }
+    assert_eq!(other.count(), 0);
+    assert_eq!(slow.connections.load(Ordering::SeqCst), 1);
 }
 
 // spec: DR-082

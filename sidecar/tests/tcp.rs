@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::{App, Client, LIMIT, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use support::{App, Client, LIMIT, Pair, Proxy, address, caller, client_bundle, echo_endpoints, get, virtual_address};
 use weft_sidecar::shared::Role;
 
 /// A line server: optional banner, then each byte back until the client's end, then `bye`.
@@ -92,13 +92,44 @@ fn a_server_that_speaks_first_is_heard_on_an_automatic_port() {
         let mut stream = connect(pair.front);
         assert_eq!(read_exactly(&mut stream, 10), "220 ready\n", "{protocol}");
         assert!(
-            begin.elapsed() < Duration::from_secs(1),
+            begin.elapsed() < Duration::from_secs(4),
             "{protocol}: {:?}",
             begin.elapsed()
         );
         stream.write_all(b"x").expect("sent");
         assert_eq!(read_exactly(&mut stream, 1), "x");
     }
+}
+
+// spec: BYD-021
+#[test]
+fn a_banner_in_the_place_of_a_handshake_is_no_failure() {
+    let pair = Pair::start("tcp", line_app("220 ready\n"));
+    // A port that had given up waiting for the first handshake, and is in time for the others.
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let late = listener.local_addr().expect("address");
+    let server = pair.server.addresses[0];
+    std::thread::spawn(move || {
+        let mut late = None;
+        for mut from in listener.incoming().flatten() {
+            if late.is_none() {
+                from.write_all(b"220 ready\n").expect("the banner");
+                late = Some(from);
+                continue;
+            }
+            let mut to = TcpStream::connect(server).expect("the server's proxy listens");
+            let (mut back, mut answers) = (from.try_clone().expect("clone"), to.try_clone().expect("clone"));
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+    });
+    let client = caller(
+        &client_bundle("tcp", ""),
+        (late, true),
+        pair.authority.identity("app/client"),
+    );
+    let mut stream = connect(client.addresses[0]);
+    assert_eq!(read_exactly(&mut stream, 10), "220 ready\n");
 }
 
 // spec: BYD-021, SM-032

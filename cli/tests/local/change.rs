@@ -136,8 +136,11 @@ fn a_workload_that_is_scaled_or_removed_is_so_at_once() {
     run.wait_for("one pod of v1", || {
         (run.pods("sample/forecast-v1").len() == 1).then_some(())
     });
-    let versions = run.versions("frontend");
-    assert!(versions["v2"] > versions["v1"], "{versions:?}");
+    // On a busy machine a proxy may have set the last one aside for a moment.
+    run.wait_for("more of v2 than of v1", || {
+        let versions = run.versions("frontend");
+        (versions.get("v2") > versions.get("v1") && versions.contains_key("v1")).then_some(())
+    });
     run.remove("frontend.yaml");
     run.wait_for_line("deleted Deployment sample/frontend");
     run.wait_for("its end", || run.pods("sample/frontend").is_empty().then_some(()));

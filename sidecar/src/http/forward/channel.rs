@@ -90,7 +90,12 @@ pub(super) async fn reach(
     fresh: bool,
     failed: &[SocketAddr],
 ) -> Result<(Rc<Peer>, Channel), Unavailable> {
-    let mut first = pin!(channel(worker, plan, &peer, ask, fresh));
+    // Waiting for a place says nothing about the endpoint, and no other one has a place either.
+    let place = match place(plan, &peer, ask, fresh).await? {
+        Place::Taken(channel) => return Ok((peer, channel)),
+        Place::Free(place) => place,
+    };
+    let mut first = pin!(open(worker, plan, &peer, ask, place));
     if let Ok(reached) = timeout(JOIN_AFTER, first.as_mut()).await {
         return reached.map(|channel| (peer.clone(), channel));
     }
@@ -111,7 +116,7 @@ pub(super) async fn reach(
             let opened = other.clone();
             running.push((
                 other,
-                Box::pin(async move { channel(worker, plan, &opened, ask, false).await }),
+                Box::pin(async move { channel(worker, plan, &opened, ask).await }),
             ));
         }
         let raced = race(&mut running);
@@ -169,17 +174,36 @@ async fn race(running: &mut Vec<(Rc<Peer>, Connecting<'_>)>) -> (Rc<Peer>, Resul
     .await
 }
 
-/// A connection to an endpoint: from its pool, else a new one. `fresh`: a new one in any case.
-async fn channel(
-    worker: &Worker,
-    plan: &Plan<'_>,
-    peer: &Rc<Peer>,
-    ask: &Ask<'_>,
-    fresh: bool,
-) -> Result<Channel, Unavailable> {
+/// A connection to an endpoint: from its pool, else a new one.
+async fn channel(worker: &Worker, plan: &Plan<'_>, peer: &Rc<Peer>, ask: &Ask<'_>) -> Result<Channel, Unavailable> {
+    match place(plan, peer, ask, false).await? {
+        Place::Taken(channel) => Ok(channel),
+        Place::Free(place) => open(worker, plan, peer, ask, place).await,
+    }
+}
+
+/// What a request found that wants a connection.
+enum Place {
+    /// One that was there.
+    Taken(Channel),
+    /// Room for a new one.
+    Free(Room),
+}
+
+/// Room for a new connection.
+struct Room {
+    secure: Secure,
+    announce: Option<Announce>,
+    permit: Permit,
+    /// The request counts as waiting until it has its connection.
+    _pending: Permit,
+}
+
+/// A connection of the endpoint's pool, else the room for a new one, for which it waits (DR-074). `fresh`: room in any
+/// case.
+async fn place(plan: &Plan<'_>, peer: &Rc<Peer>, ask: &Ask<'_>, fresh: bool) -> Result<Place, Unavailable> {
     let version = ask.version;
-    let cluster = plan.cluster.cluster();
-    let policy = &cluster.policy;
+    let policy = &plan.cluster.cluster().policy;
     let mut secure = secure(plan.cluster, peer);
     if let Secure::Originate { settings, host } = &mut secure
         && settings.sni.is_none()
@@ -215,13 +239,13 @@ async fn channel(
         }
     };
     if !fresh && let Some(channel) = reuse() {
-        return Ok(channel);
+        return Ok(Place::Taken(channel));
     }
     let counters = &plan.cluster.counters;
-    let Some(_pending) = Permit::take(counters, |c| &c.pending, policy.max_pending_requests) else {
+    let Some(pending) = Permit::take(counters, |c| &c.pending, policy.max_pending_requests) else {
         return Err(Unavailable::Overflow);
     };
-    // Waits for a place among the destination's connections, or for one of them (DR-074).
+    // Waits for a place among the destination's connections, or for one of them.
     let permit = loop {
         if let Some(permit) = Permit::take(counters, |c| &c.connections, policy.max_connections) {
             break permit;
@@ -230,22 +254,41 @@ async fn channel(
         sleep(PLACE_LOOK).await;
         drop(waiting);
         if let Some(channel) = reuse() {
-            return Ok(channel);
+            return Ok(Place::Taken(channel));
         }
         plan.cluster.close_other_idle(peer);
     };
+    Ok(Place::Free(Room {
+        secure,
+        announce,
+        permit,
+        _pending: pending,
+    }))
+}
+
+/// Opens a connection.
+async fn open(
+    worker: &Worker,
+    plan: &Plan<'_>,
+    peer: &Rc<Peer>,
+    ask: &Ask<'_>,
+    room: Room,
+) -> Result<Channel, Unavailable> {
+    let version = ask.version;
+    let cluster = plan.cluster.cluster();
+    let policy = &cluster.policy;
     let (io, link) = connect::connect(
         worker,
         peer.address,
-        &secure,
+        &room.secure,
         Inner::Http(version),
         Opening {
             dial: worker.dial(),
             limit: cluster.connect_timeout(),
             keepalive: policy.tcp_keepalive.as_ref(),
-            announce,
+            announce: room.announce,
         },
-        Some(permit),
+        Some(room.permit),
     )
     .await
     .map_err(Unavailable::Connect)?;
