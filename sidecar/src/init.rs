@@ -1,13 +1,17 @@
 //! `init`: the redirect of a pod's traffic to its proxy (spec: interception.md, sections B, C and H).
 //!
-//! The rules are a value first: [`rules`] is pure, and what it gives is printed, tested and written by one back end,
-//! nftables over netlink, so that the image needs no tool beside this binary.
+//! The rules are a value first: [`rules`] is pure, and what it gives is printed, tested and written by one of two back
+//! ends: nftables over netlink, which needs no tool beside this binary, or the programs of iptables for older kernels.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod backend;
+mod iptables;
+mod layout;
 mod netlink;
 mod nftables;
 mod routing;
@@ -15,6 +19,8 @@ mod source;
 mod transparent;
 pub mod validate;
 
+pub use backend::Backend;
+pub use iptables::tool::Variant;
 pub use nftables::{ApplyError, Family, Nat, apply_nat, remove_table};
 
 /// Parameters of the redirect.
@@ -71,6 +77,21 @@ pub struct Arguments {
     /// Drop packets that belong to no connection, in place of an answer that resets one
     #[arg(long, env = "INVALID_DROP", num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, default_value_t = false)]
     pub drop_invalid: bool,
+    /// What the rules are written by: auto, nftables or iptables
+    #[arg(long, env = "WEFT_INTERCEPTION_BACKEND", value_enum, default_value = "auto")]
+    pub backend: Backend,
+    /// Variant of iptables: nft or legacy; unset: the one that has rules here already, else the one that works
+    #[arg(long, env = "WEFT_IPTABLES_BINARY", value_enum)]
+    pub iptables_binary: Option<Variant>,
+    /// Directory of the programs of iptables; unset: those of PATH and the usual ones
+    #[arg(long, env = "WEFT_IPTABLES_DIR")]
+    pub iptables_dir: Option<PathBuf>,
+    /// File of iptables-legacy's lock; unset: in the directory of the proxy's state if that is there
+    #[arg(long, env = "XTABLES_LOCKFILE")]
+    pub iptables_lock: Option<PathBuf>,
+    /// Replace an earlier redirect that differs, where iptables has one; otherwise it is added to, with a warning
+    #[arg(long, env = "WEFT_INTERCEPTION_RECONCILE", action = clap::ArgAction::Set, default_value_t = true)]
+    pub reconcile: bool,
     /// Print the rules and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -416,8 +437,14 @@ fn owners(arguments: &Arguments) -> Vec<Owner> {
     }
 }
 
-/// What the parameters may not say together.
+/// What the parameters may not say, or not together.
 fn contradiction(arguments: &Arguments) -> Option<String> {
+    if let Some(name) = arguments.exclude_interfaces.iter().find(|name| !is_interface(name)) {
+        return Some(format!(
+            "--exclude-interfaces: {name:?} is no interface; write a list of names of at most 15 characters such as \
+             eth1,net1"
+        ));
+    }
     let (own, tproxy) = (arguments.proxy_mark, arguments.tproxy_mark);
     if own.is_some() && arguments.interception_mode == Mode::Tproxy {
         return Some("--proxy-mark cannot be used with --interception-mode TPROXY".to_owned());
@@ -433,6 +460,12 @@ fn contradiction(arguments: &Arguments) -> Option<String> {
         .then(|| format!("--proxy-mark must not be 0, {tproxy} or {}", transparent::SELF_CALL))
 }
 
+/// Names that mean one interface to every back end; an empty one is skipped.
+fn is_interface(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_graphic() && !"/+*!\"'\\".contains(c);
+    name.len() <= 15 && !name.starts_with('-') && name.chars().all(plain)
+}
+
 /// Runs `init`. Exit codes are those of NET-108.
 #[must_use]
 pub fn run(arguments: &Arguments) -> ExitCode {
@@ -445,23 +478,16 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         println!("{arguments:#?}");
         return ExitCode::SUCCESS;
     }
-    if arguments.dry_run {
-        print!("{rules}");
-        return ExitCode::SUCCESS;
-    }
     let result = if arguments.cleanup {
         remove(arguments)
+    } else if arguments.dry_run {
+        backend::choose(arguments).map(|chosen| print!("{}", backend::text(&rules, &chosen)))
     } else {
         eprintln!("weft-proxy init: {arguments:?}");
-        set(&rules)
+        set(arguments, &rules)
     };
     match result {
-        Ok(()) => {
-            if !arguments.cleanup {
-                eprintln!("weft-proxy init: redirect in place\n{rules}");
-            }
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weft-proxy init: {e}");
             ExitCode::from(1)
@@ -470,8 +496,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 }
 
 /// All of it or nothing (NET-108): the rules are one transaction, and come last.
-fn set(rules: &Rules) -> Result<(), ApplyError> {
-    nftables::refuse_foreign()?;
+fn set(arguments: &Arguments, rules: &Rules) -> Result<(), ApplyError> {
+    let chosen = backend::choose(arguments)?;
+    backend::refuse_foreign(arguments, &chosen)?;
     source::add().map_err(|source| ApplyError::Kernel {
         what: "add the address ::6 to lo",
         source,
@@ -482,19 +509,21 @@ fn set(rules: &Rules) -> Result<(), ApplyError> {
             source,
         })
     });
-    routed.and_then(|()| nftables::apply(rules)).inspect_err(|_| {
+    let applied = routed.and_then(|()| backend::apply(arguments, rules, &chosen));
+    applied.inspect_err(|_| {
         // What is left of a failed attempt does no harm without the rules; the error of those is the one to tell.
         let _ = source::remove();
         if let Some(transparent) = &rules.transparent {
             let _ = routing::remove(transparent.mark, transparent.table);
         }
-    })
+    })?;
+    let text = backend::text(rules, &chosen);
+    eprintln!("weft-proxy init: redirect in place\n{text}");
+    Ok(())
 }
 
 fn remove(arguments: &Arguments) -> Result<(), ApplyError> {
-    for table in [TABLE, transparent::RULES] {
-        remove_table(table)?;
-    }
+    backend::remove(arguments)?;
     routing::remove(arguments.tproxy_mark, arguments.tproxy_table).map_err(|source| ApplyError::Kernel {
         what: "remove the route of marked packets",
         source,

@@ -68,8 +68,10 @@ pub struct InjectConfig {
     pub gateway_security_context: bool,
     /// The redirect is set by the CNI plugin (INJ-056, INJ-094).
     pub cni: bool,
-    /// iptables-legacy is the redirect's back end, which needs `NET_RAW` (INJ-054).
-    pub iptables_legacy: bool,
+    /// `interception`: who writes the redirect.
+    pub redirect: Redirect,
+    /// `proxyInit.image`: the image of `weft-init` alone, where it needs the programs of iptables.
+    pub init_image: Option<String>,
     /// `identity.strictIsolation` (ID-129).
     pub strict_isolation: bool,
     /// `telemetry.kialiAnnotation` (PROM-020).
@@ -82,6 +84,35 @@ pub struct InjectConfig {
     pub mesh_id: Option<String>,
     /// What injection reads of the mesh config.
     pub mesh: MeshDefaults,
+}
+
+/// What `weft-init` is told about its back end (NET-100, NET-103, NET-105).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// `interception.backend`: auto, nftables or iptables.
+    pub backend: String,
+    /// `interception.iptablesBinary`: nft or legacy; `None`: the one that is in use.
+    pub iptables_binary: Option<String>,
+    /// `interception.reconcile`.
+    pub reconcile: bool,
+}
+
+impl Default for Redirect {
+    fn default() -> Self {
+        Self {
+            backend: "auto".to_owned(),
+            iptables_binary: None,
+            reconcile: true,
+        }
+    }
+}
+
+impl Redirect {
+    /// Whether iptables-legacy is configured, which needs `NET_RAW` and a place for its lock (INJ-054).
+    #[must_use]
+    pub fn is_legacy(&self) -> bool {
+        self.backend != "nftables" && self.iptables_binary.as_deref() == Some("legacy")
+    }
 }
 
 /// Values of `injection.nativeSidecar`.
@@ -166,7 +197,8 @@ impl InjectConfig {
             ignored_labels: Vec::new(),
             gateway_security_context: false,
             cni: false,
-            iptables_legacy: false,
+            redirect: Redirect::default(),
+            init_image: None,
             strict_isolation: false,
             kiali_annotation: true,
             log_as_json: false,

@@ -1,9 +1,9 @@
 //! Rules as nftables expressions, written in one transaction (include/uapi/linux/netfilter/nf_tables.h).
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::layout::{Base, NAT_OUTPUT, NAT_PREROUTING, Table, Target, layout};
 use super::netlink::{Message, attribute, dump, transact};
 use super::{Cidr, Condition, Rule, Rules, TABLE, Verdict, transparent};
 use expression::{
@@ -26,6 +26,49 @@ pub enum ApplyError {
         what: &'static str,
         /// Its error.
         source: io::Error,
+    },
+    /// No program of iptables is there.
+    #[error(
+        "{name} is not in {places}; give weft-init an image that has it (proxyInit.image), or its directory with \
+         --iptables-dir"
+    )]
+    NoTool {
+        /// What was looked for.
+        name: String,
+        /// Where.
+        places: String,
+    },
+    /// iptables-legacy opens a raw socket.
+    #[error(
+        "iptables-legacy needs the capability NET_RAW, which weft-init has where interception.iptablesBinary is legacy"
+    )]
+    NetRaw,
+    /// A program of iptables could not be run.
+    #[error("run {program}: {source}")]
+    Tool {
+        /// Its name.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program of iptables refused.
+    #[error("{program}: {said}")]
+    Refused {
+        /// Its name.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+    /// Neither back end can be used.
+    #[error(
+        "the kernel does not accept NAT chains of nftables in family inet ({nftables}), and iptables cannot be used: \
+         {iptables}"
+    )]
+    NoBackend {
+        /// What the kernel said.
+        nftables: io::Error,
+        /// Why not iptables.
+        iptables: Box<ApplyError>,
     },
 }
 
@@ -50,37 +93,8 @@ pub(super) fn apply(rules: &Rules) -> Result<(), ApplyError> {
         batch.table(NFT_MSG_NEWTABLE, table);
         batch.table(NFT_MSG_DELTABLE, table);
     }
-    let jump = |base, name, rules| Chain {
-        base,
-        ahead: &[],
-        jump: Some((name, rules)),
-        behind: &[],
-    };
-    let outbound = jump(&NAT_OUTPUT, "weft-output", &rules.outbound[..]);
-    match &rules.transparent {
-        None => {
-            let inbound = jump(&NAT_PREROUTING, "weft-inbound", &rules.inbound[..]);
-            batch.fill(TABLE, rules, &[inbound, outbound]);
-            let dropping = Chain {
-                base: &MANGLE_PREROUTING,
-                ahead: &rules.dropping,
-                jump: None,
-                behind: &[],
-            };
-            if !rules.dropping.is_empty() {
-                batch.fill(transparent::RULES, rules, &[dropping]);
-            }
-        }
-        Some(transparent) => {
-            batch.fill(TABLE, rules, &[outbound]);
-            let inbound = Chain {
-                ahead: &rules.dropping,
-                behind: &transparent.saving,
-                ..jump(&MANGLE_PREROUTING, "weft-inbound", &rules.inbound[..])
-            };
-            let marking = jump(&MANGLE_OUTPUT, "weft-output", &transparent.marking[..]);
-            batch.fill(transparent::RULES, rules, &[inbound, marking]);
-        }
+    for table in layout(rules) {
+        batch.fill(rules, &table);
     }
     batch.send().map_err(|source| ApplyError::Kernel {
         what: "write the redirect",
@@ -88,71 +102,55 @@ pub(super) fn apply(rules: &Rules) -> Result<(), ApplyError> {
     })
 }
 
-/// A chain that the kernel calls, and the one that it jumps to.
-struct Chain<'a> {
-    base: &'static Base,
-    /// Rules in front of the jump.
-    ahead: &'a [Rule],
-    /// Name and rules of the chain that is jumped to.
-    jump: Option<(&'static str, &'a [Rule])>,
-    /// Rules behind the jump.
-    behind: &'a [Rule],
-}
-
-impl Chain<'_> {
-    fn rules(&self) -> impl Iterator<Item = &Rule> {
-        let jumped = self.jump.map_or(&[][..], |(_, rules)| rules);
-        self.ahead.iter().chain(jumped).chain(self.behind)
-    }
-}
-
-/// A chain that the kernel calls.
-struct Base {
-    name: &'static str,
-    hook: u32,
-    priority: i32,
-    kind: &'static str,
-}
-
-const NAT_PREROUTING: Base = Base {
-    name: "prerouting",
-    hook: HOOK_PREROUTING,
-    priority: PRIORITY_DSTNAT,
-    kind: "nat",
-};
-const NAT_OUTPUT: Base = Base {
-    name: "output",
-    hook: HOOK_OUTPUT,
-    ..NAT_PREROUTING
-};
-const MANGLE_PREROUTING: Base = Base {
-    name: "prerouting",
-    hook: HOOK_PREROUTING,
-    priority: PRIORITY_MANGLE,
-    kind: "filter",
-};
-/// Routes once more what got another mark.
-const MANGLE_OUTPUT: Base = Base {
-    name: "output",
-    hook: HOOK_OUTPUT,
-    priority: PRIORITY_MANGLE,
-    kind: "route",
-};
-
 /// Looks for the redirect of another mesh: a table of its own, or chains in those of iptables (NET-107).
 ///
 /// # Errors
 /// [`ApplyError::Foreign`] names it.
 pub(super) fn refuse_foreign() -> Result<(), ApplyError> {
     let kernel = |what| move |source| ApplyError::Kernel { what, source };
-    let tables = names(NFT_MSG_GETTABLE, NFTA_TABLE_NAME).map_err(kernel("list tables"))?;
-    let chains = names(NFT_MSG_GETCHAIN, NFTA_CHAIN_NAME).map_err(kernel("list chains"))?;
-    let is_foreign = |name: &String| ["istio-", "ISTIO_", "PROXY_INIT_"].iter().any(|p| name.starts_with(p));
+    let tables = tables().map_err(kernel("list tables"))?;
+    let chains = chains().map_err(kernel("list chains"))?;
+    let is_foreign = |name: &String| is_foreign(name);
     let table = tables.into_iter().find(is_foreign).map(|name| format!("table {name}"));
     match table.or_else(|| chains.into_iter().find(is_foreign).map(|name| format!("chain {name}"))) {
         Some(name) => Err(ApplyError::Foreign(name)),
         None => Ok(()),
     }
+}
+
+/// Names of tables or chains that belong to the redirect of another mesh.
+pub(super) fn is_foreign(name: &str) -> bool {
+    ["istio-", "ISTIO_", "PROXY_INIT_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// Names of all tables.
+///
+/// # Errors
+/// That of the kernel.
+pub(super) fn tables() -> io::Result<Vec<String>> {
+    names(NFT_MSG_GETTABLE, NFTA_TABLE_NAME)
+}
+
+/// Names of all chains.
+///
+/// # Errors
+/// That of the kernel.
+pub(super) fn chains() -> io::Result<Vec<String>> {
+    names(NFT_MSG_GETCHAIN, NFTA_CHAIN_NAME)
+}
+
+/// Whether the kernel accepts a chain for NAT in family inet; the transaction takes away what it adds.
+///
+/// # Errors
+/// That of the kernel.
+pub(super) fn probe() -> io::Result<()> {
+    let mut batch = Batch::new(NFPROTO_INET);
+    batch.table(NFT_MSG_NEWTABLE, PROBE);
+    batch.base_chain(PROBE, &NAT_OUTPUT);
+    batch.table(NFT_MSG_DELTABLE, PROBE);
+    batch.send()
 }
 
 /// Removes a table of family inet; succeeds when there is none (NET-109).
@@ -290,14 +288,11 @@ impl Batch {
     }
 
     /// Writes a table of the redirect: its chains, and those that they lead to.
-    fn fill(&mut self, table: &str, rules: &Rules, chains: &[Chain<'_>]) {
+    fn fill(&mut self, rules: &Rules, filled: &Table<'_>) {
+        let table = filled.name;
         self.table(NFT_MSG_NEWTABLE, table);
-        let targets: BTreeSet<Target> = chains
-            .iter()
-            .flat_map(Chain::rules)
-            .filter_map(|rule| Target::of(rules, rule.verdict))
-            .collect();
-        for chain in chains {
+        let targets = filled.targets(rules);
+        for chain in &filled.chains {
             self.base_chain(table, chain.base);
             if let Some((name, _)) = chain.jump {
                 self.chain(table, name);
@@ -309,7 +304,7 @@ impl Batch {
         for target in &targets {
             self.target(table, rules, *target);
         }
-        for chain in chains {
+        for chain in &filled.chains {
             for rule in chain.ahead {
                 self.rule(table, chain.base.name, |list| redirect(list, rules, rule));
             }
@@ -398,43 +393,11 @@ fn redirect(list: &mut Message, rules: &Rules, rule: &Rule) {
     }
 }
 
-/// Where the way of a packet through the redirect ends (NET-101).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
-    Outbound(u16),
-    Inbound(u16),
-    Transparent(u16),
-    Divert,
-    Drop,
-}
-
-impl Target {
-    fn of(rules: &Rules, verdict: Verdict) -> Option<Self> {
-        match verdict {
-            Verdict::To(port) if port == rules.inbound_port => Some(Self::Inbound(port)),
-            Verdict::To(port) => Some(Self::Outbound(port)),
-            Verdict::Transparent(port) => Some(Self::Transparent(port)),
-            Verdict::Divert => Some(Self::Divert),
-            Verdict::Drop => Some(Self::Drop),
-            Verdict::Leave | Verdict::Mark(_) | Verdict::Save | Verdict::Restore => None,
-        }
-    }
-
-    fn chain(self) -> &'static str {
-        match self {
-            Self::Outbound(_) => "weft-redirect",
-            Self::Inbound(_) => "weft-in-redirect",
-            Self::Transparent(_) => "weft-tproxy",
-            Self::Divert => "weft-divert",
-            Self::Drop => "weft-drop",
-        }
-    }
-}
-
 fn nft(kind: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | kind
 }
 
+const PROBE: &str = "weft-probe";
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -445,10 +408,6 @@ const NLM_F_APPEND: u16 = 0x800;
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
-const HOOK_PREROUTING: u32 = 0;
-const HOOK_OUTPUT: u32 = 3;
-const PRIORITY_DSTNAT: i32 = -100;
-const PRIORITY_MANGLE: i32 = -150;
 const NF_ACCEPT: u32 = 1;
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_GETTABLE: u16 = 1;

@@ -84,6 +84,43 @@ pub fn in_pod(test: impl FnOnce(&Neighbour) + Send) {
     });
 }
 
+/// What writes the rules of the redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Nftables,
+    /// By a variant of iptables: nft or legacy.
+    Iptables(&'static str),
+}
+
+thread_local! {
+    static BACKEND: std::cell::Cell<Backend> = const { std::cell::Cell::new(Backend::Nftables) };
+}
+
+/// As [`in_pod`], once for each back end of the redirect that this kernel has; [`init`] uses it.
+pub fn with_each_backend(test: impl Fn(&Neighbour, Backend) + Sync) {
+    for backend in [Backend::Nftables, Backend::Iptables("nft"), Backend::Iptables("legacy")] {
+        in_pod(|neighbour| {
+            if backend == Backend::Iptables("legacy") && !has_legacy() {
+                return;
+            }
+            BACKEND.set(backend);
+            // Shown where the test fails.
+            println!("back end: {backend:?}");
+            test(neighbour, backend);
+        });
+    }
+}
+
+/// The older tables of iptables are an option of the kernel's.
+pub fn has_legacy() -> bool {
+    let said = run("iptables-legacy", "iptables", &["-t", "nat", "-S"]);
+    let has = said.contains("-P OUTPUT ACCEPT");
+    if !has {
+        println!("without iptables-legacy: {said}");
+    }
+    has
+}
+
 fn leave() {
     use nix::sched::{CloneFlags, unshare};
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace; run the tests as root");
@@ -104,9 +141,19 @@ pub fn init(arguments: &[&str]) -> (i32, String) {
 
 /// As [`init`], with variables of the environment.
 pub fn init_with(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+    let backend = match BACKEND.get() {
+        Backend::Nftables => vec![("WEFT_INTERCEPTION_BACKEND", "auto")],
+        Backend::Iptables(variant) => {
+            vec![
+                ("WEFT_INTERCEPTION_BACKEND", "iptables"),
+                ("WEFT_IPTABLES_BINARY", variant),
+            ]
+        }
+    };
     let output = Command::new(env!("CARGO_BIN_EXE_weft-proxy"))
         .arg("init")
         .args(arguments)
+        .envs(backend)
         .envs(environment.iter().copied())
         .output()
         .expect("the binary of this crate");

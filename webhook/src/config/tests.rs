@@ -27,7 +27,7 @@ operator: {replicas: 2}
     assert!(config.serves("default") && !config.serves("canary"));
 }
 
-// spec: INJ-212, INJ-175, DLV-031, NET-011
+// spec: INJ-212, INJ-175, DLV-031, NET-011, NET-100, NET-103
 #[test]
 fn every_problem_of_a_bad_version_is_reported() {
     let values = "
@@ -35,7 +35,8 @@ proxy: {image: registry.example/weft-proxy:1, includeIPRanges: 10.0.0.1, exclude
 delivery: {cfgShards: 9}
 global: {imagePullPolicy: Sometimes}
 injection: {nativeSidecar: maybe}
-interception: {iptablesBinary: tables}
+interception: {iptablesBinary: tables, backend: ebpf}
+proxyInit: {image: 'two words'}
 ";
     let error = InjectConfig::parse(
         "",
@@ -50,6 +51,8 @@ interception: {iptablesBinary: tables}
         "global.imagePullPolicy: \"Sometimes\"",
         "injection.nativeSidecar: \"maybe\"",
         "interception.iptablesBinary: \"tables\"",
+        "interception.backend: \"ebpf\"",
+        "proxyInit.image: \"two words\"",
         "mesh.proxyInboundListenPort: \"15006\"",
         "mesh.defaultConfig.interceptionMode: \"redirect\"",
     ] {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CaptureDefaults, InjectConfig, MeshDefaults, NativeSidecar};
+use super::{CaptureDefaults, InjectConfig, MeshDefaults, NativeSidecar, Redirect};
 use crate::annotations::{cidrs, ports};
 use crate::selector::LabelSelector;
 
@@ -16,6 +16,7 @@ pub(super) struct Wire {
     revision_tags: Vec<String>,
     injection: Injection,
     proxy: Proxy,
+    proxy_init: ProxyInit,
     delivery: Delivery,
     gateway: Gateway,
     identity: Identity,
@@ -123,7 +124,36 @@ struct Identity {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Interception {
+    backend: Option<String>,
     iptables_binary: Option<String>,
+    reconcile: Option<bool>,
+}
+
+impl Interception {
+    fn check(self, problems: &mut Vec<String>) -> Redirect {
+        let mut one_of = |name: &str, value: Option<String>, accepted: &[&str]| {
+            let value = value.filter(|value| !value.is_empty())?;
+            if !accepted.contains(&value.as_str()) {
+                problems.push(format!(
+                    "interception.{name}: {value:?}; must be {}",
+                    accepted.join(" or ")
+                ));
+            }
+            Some(value)
+        };
+        let default = Redirect::default();
+        Redirect {
+            backend: one_of("backend", self.backend, &["auto", "nftables", "iptables"]).unwrap_or(default.backend),
+            iptables_binary: one_of("iptablesBinary", self.iptables_binary, &["nft", "legacy"]),
+            reconcile: self.reconcile.unwrap_or(default.reconcile),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ProxyInit {
+    image: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -153,6 +183,7 @@ impl Wire {
             revision_tags,
             injection,
             proxy,
+            proxy_init,
             delivery,
             gateway,
             identity,
@@ -237,10 +268,16 @@ impl Wire {
             .security_context
             .is_some_and(|context| context.as_object().is_some_and(|fields| !fields.is_empty()));
         config.strict_isolation = identity.strict_isolation;
-        match interception.iptables_binary.as_deref() {
-            None | Some("" | "nft") => {}
-            Some("legacy") => config.iptables_legacy = true,
-            Some(other) => problems.push(format!("interception.iptablesBinary: {other:?}; must be nft or legacy")),
+        config.redirect = interception.check(problems);
+        config.init_image = proxy_init.image.filter(|image| !image.is_empty());
+        if let Some(image) = config
+            .init_image
+            .as_ref()
+            .filter(|image| image.contains(char::is_whitespace))
+        {
+            problems.push(format!(
+                "proxyInit.image: {image:?}; must be the reference of an image, without spaces"
+            ));
         }
         config.cni = cni.enabled;
         config.kiali_annotation = telemetry.kiali_annotation;

@@ -82,9 +82,10 @@ pub(super) fn redirect(plan: &Plan<'_>, overlays: &Overlays) -> Option<Value> {
     } else {
         (INIT_CONTAINER, init_arguments(plan, uid), init_security(plan))
     };
+    let image = plan.config.init_image.as_deref().filter(|_| name == INIT_CONTAINER);
     let mut container = json!({
         "name": name,
-        "image": image(plan),
+        "image": image.unwrap_or(self::image(plan)),
         "args": args,
         "resources": resources(plan),
         "securityContext": security,
@@ -146,6 +147,20 @@ fn init_arguments(plan: &Plan<'_>, uid: u64) -> Vec<String> {
     if plan.overrides.interception == InterceptionMode::Tproxy {
         flag("--interception-mode", "TPROXY".to_owned());
     }
+    let redirect = &plan.config.redirect;
+    if redirect.backend != "auto" {
+        flag("--backend", redirect.backend.clone());
+    }
+    if let Some(binary) = redirect
+        .iptables_binary
+        .as_ref()
+        .filter(|_| redirect.backend != "nftables")
+    {
+        flag("--iptables-binary", binary.clone());
+    }
+    if !redirect.reconcile {
+        flag("--reconcile", "false".to_owned());
+    }
     arguments
 }
 
@@ -165,7 +180,7 @@ fn proxy_security(plan: &Plan<'_>) -> Value {
 
 /// INJ-054.
 fn init_security(plan: &Plan<'_>) -> Value {
-    let added: &[&str] = if plan.config.iptables_legacy {
+    let added: &[&str] = if plan.config.redirect.is_legacy() {
         &["NET_ADMIN", "NET_RAW"]
     } else {
         &["NET_ADMIN"]

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::Redirect;
 
 fn config() -> InjectConfig {
     InjectConfig::new("registry.example/weft-proxy:1")
@@ -246,8 +247,18 @@ fn the_sidecar_fits_pod_security_restricted_and_only_init_is_root() {
             "seccompProfile": {"type": "RuntimeDefault"},
         })
     );
+    let arguments = init["args"].to_string();
+    assert!(
+        !arguments.contains("--backend") && !arguments.contains("--reconcile"),
+        "{arguments}"
+    );
     let legacy = InjectConfig {
-        iptables_legacy: true,
+        redirect: Redirect {
+            backend: "iptables".into(),
+            iptables_binary: Some("legacy".into()),
+            reconcile: false,
+        },
+        init_image: Some("registry.example/weft-init-iptables:1".into()),
         ..config()
     };
     let injected = inject(&pod(), &context(), &legacy).expect("injects").pod;
@@ -261,6 +272,27 @@ fn the_sidecar_fits_pod_security_restricted_and_only_init_is_root() {
             .iter()
             .any(|mount| name(mount) == "weft-state")
     );
+    assert_eq!(init["image"], "registry.example/weft-init-iptables:1");
+    let arguments = init["args"].to_string();
+    for flags in [
+        "\"--backend\",\"iptables\"",
+        "\"--iptables-binary\",\"legacy\"",
+        "\"--reconcile\",\"false\"",
+    ] {
+        assert!(arguments.contains(flags), "{flags}: {arguments}");
+    }
+    assert_eq!(proxy(&injected)["image"], "registry.example/weft-proxy:1");
+    let unused = Redirect {
+        backend: "nftables".into(),
+        ..legacy.redirect.clone()
+    };
+    let nftables = InjectConfig {
+        redirect: unused,
+        ..legacy
+    };
+    let injected = inject(&pod(), &context(), &nftables).expect("injects").pod;
+    let init = &list_at(&injected, "spec.initContainers")[0];
+    assert_eq!(init["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
     let low = done(&annotated("sidecar.istio.io/capNetBindService", "true")).pod;
     assert_eq!(
         proxy(&low)["securityContext"]["capabilities"]["add"],

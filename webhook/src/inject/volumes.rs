@@ -45,7 +45,7 @@ pub(super) fn proxy_mounts(plan: &Plan<'_>) -> Vec<Value> {
 /// The init container's mounts: no token, and with iptables-legacy a place for its lock file (INJ-054, INJ-084).
 pub(super) fn redirect_mounts(plan: &Plan<'_>) -> Vec<Value> {
     let mut mounts = vec![read_only(NO_TOKEN, NO_TOKEN_PATH)];
-    if plan.config.iptables_legacy && !plan.config.cni {
+    if plan.config.redirect.is_legacy() && !plan.config.cni {
         mounts.push(json!({ "name": STATE, "mountPath": STATE_PATH }));
     }
     mounts
