@@ -46,9 +46,41 @@ struct Rules {
     detection: Duration,
 }
 
+/// A connection that turned out to be HTTP; all others are served on the way.
+struct Http {
+    incoming: Incoming,
+    downstream: Arc<Downstream>,
+    handler: Handler,
+}
+
+impl Http {
+    fn new(incoming: Incoming, downstream: Downstream, rules: &Rules) -> Self {
+        Self {
+            incoming,
+            downstream: Arc::new(downstream),
+            handler: Handler::Inbound {
+                port: rules.port,
+                target: rules.target,
+            },
+        }
+    }
+}
+
 /// Serves a connection to a port of the pod. `target`: where the application listens, unless the mesh says localhost.
-pub async fn serve(worker: Rc<Worker>, mut incoming: Incoming, target: SocketAddr) {
-    let Some(snapshot) = worker.snapshot() else { return };
+pub async fn serve(worker: Rc<Worker>, incoming: Incoming, target: SocketAddr) {
+    // What leads there is gone by the time that requests are awaited, for as long as a client may stay.
+    if let Some(http) = Box::pin(begin(&worker, incoming, target)).await {
+        let Http {
+            incoming,
+            downstream,
+            handler,
+        } = http;
+        Box::pin(server::serve(worker, incoming, downstream, handler)).await;
+    }
+}
+
+async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, target: SocketAddr) -> Option<Http> {
+    let snapshot = worker.snapshot()?;
     let number = incoming.dialled.port();
     let config = &snapshot.config;
     let known = config.inbound.port(number);
@@ -73,13 +105,19 @@ pub async fn serve(worker: Rc<Worker>, mut incoming: Incoming, target: SocketAdd
     };
     drop(snapshot);
     match rules.mode {
-        MtlsMode::Disable => Box::pin(plain(worker, incoming, rules)).await,
+        MtlsMode::Disable => plain(worker, incoming, rules).await,
         MtlsMode::Strict => match timeout(HANDSHAKE, first_hello(&mut incoming)).await {
-            Ok(Ok(Some(hello))) => Box::pin(mesh(worker, incoming, rules, hello)).await,
-            Ok(Ok(None)) => refuse(&worker, &incoming),
-            Ok(Err(_)) | Err(_) => worker.shared.telemetry.count(Counter::HandshakeFailed),
+            Ok(Ok(Some(hello))) => mesh(worker, incoming, rules, hello).await,
+            Ok(Ok(None)) => {
+                refuse(worker, &incoming);
+                None
+            }
+            Ok(Err(_)) | Err(_) => {
+                worker.shared.telemetry.count(Counter::HandshakeFailed);
+                None
+            }
         },
-        MtlsMode::Permissive => Box::pin(permissive(worker, incoming, rules)).await,
+        MtlsMode::Permissive => permissive(worker, incoming, rules).await,
     }
 }
 
@@ -101,42 +139,42 @@ fn refuse(worker: &Worker, incoming: &Incoming) {
     incoming.io.reset();
 }
 
-async fn permissive(worker: Rc<Worker>, mut incoming: Incoming, rules: Rules) {
+async fn permissive(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -> Option<Http> {
     if rules.compatible && !rules.protocol.is_http() && !speaks_in_time(&mut incoming, &rules).await {
-        return session(&worker, incoming, &rules, None, None).await;
+        session(worker, incoming, &rules, None, None).await;
+        return None;
     }
     if !rules.compatible && !incoming.speaks().await {
         // Nothing yet: the application may be the one to begin, which only plaintext callers wait for (BYD-021).
         if !rules.protocol.is_http() {
-            match server_first(&worker, incoming, &rules).await {
-                Some(back) => incoming = back,
-                None => return,
-            }
+            incoming = server_first(worker, incoming, &rules).await?;
         }
     }
     match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await {
         Ok(Some(Verdict::Tls)) => {}
-        Ok(Some(_)) => return Box::pin(plain(worker, incoming, rules)).await,
-        Ok(None) | Err(_) => return,
+        Ok(Some(_)) => return plain(worker, incoming, rules).await,
+        Ok(None) | Err(_) => return None,
     }
     let hello = timeout(HANDSHAKE, detect::hello(&mut incoming.io, &mut incoming.buffer)).await;
     let Ok(hello) = hello else {
         worker.shared.telemetry.count(Counter::HandshakeFailed);
-        return;
+        return None;
     };
     let Ok(hello) = hello else {
         // It began like TLS and is none: the rules for plaintext decide.
-        return Box::pin(plain(worker, incoming, rules)).await;
+        return plain(worker, incoming, rules).await;
     };
     let any = |set: &[&[u8]]| hello.alpn.iter().any(|offered| set.contains(&&**offered));
     if any(&MESH_HTTP) || any(&MESH_TCP) {
-        Box::pin(mesh(worker, incoming, rules, hello)).await;
-    } else if rules.protocol.is_http() {
-        refuse(&worker, &incoming);
+        return mesh(worker, incoming, rules, hello).await;
+    }
+    if rules.protocol.is_http() {
+        refuse(worker, &incoming);
     } else {
         // TLS of the application passes through (ID-101, ID-103).
-        session(&worker, incoming, &rules, None, None).await;
+        session(worker, incoming, &rules, None, None).await;
     }
+    None
 }
 
 /// Waits for the client's first bytes or its end; false when the limit for that is over (SM-030).
@@ -147,7 +185,7 @@ async fn speaks_in_time(incoming: &mut Incoming, rules: &Rules) -> bool {
 /// Lets the application begin. `None` when it did, and the connection was served; else the client has spoken.
 async fn server_first(worker: &Rc<Worker>, mut incoming: Incoming, rules: &Rules) -> Option<Incoming> {
     let downstream = Arc::new(incoming.downstream(worker, Direction::Inbound));
-    let mut record = begin(worker, downstream, rules);
+    let mut record = record(worker, downstream, rules);
     let peer = worker.application(rules.target, incoming.remote.ip());
     let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
         incoming.io.reset();
@@ -168,51 +206,40 @@ async fn server_first(worker: &Rc<Worker>, mut incoming: Incoming, rules: &Rules
 }
 
 /// Plaintext under PERMISSIVE or DISABLE.
-async fn plain(worker: Rc<Worker>, mut incoming: Incoming, rules: Rules) {
+async fn plain(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -> Option<Http> {
     match rules.protocol {
-        Protocol::Tcp | Protocol::Tls => session(&worker, incoming, &rules, None, None).await,
+        Protocol::Tcp | Protocol::Tls => {}
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let downstream = Arc::new(incoming.downstream(&worker, Direction::Inbound));
+            let downstream = incoming.downstream(worker, Direction::Inbound);
             // First bytes tell HTTP/1 from HTTP/2; what is neither gets 400 (SM-033).
             let verdict = detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await;
-            if matches!(verdict, Ok(Some(_))) {
-                Box::pin(server::serve(worker, incoming, downstream, handler(&rules))).await;
-            }
+            return matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules));
         }
         Protocol::Auto => {
-            if rules.compatible && !speaks_in_time(&mut incoming, &rules).await {
-                return session(&worker, incoming, &rules, None, None).await;
-            }
-            if incoming.buffer.is_empty() && !rules.compatible && !incoming.speaks().await {
-                match server_first(&worker, incoming, &rules).await {
-                    Some(back) => incoming = back,
-                    None => return,
+            if !rules.compatible || speaks_in_time(&mut incoming, &rules).await {
+                if incoming.buffer.is_empty() && !rules.compatible && !incoming.speaks().await {
+                    incoming = server_first(worker, incoming, &rules).await?;
                 }
-            }
-            match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await {
-                Ok(Some(Verdict::Http1 | Verdict::Http2)) => {
-                    let downstream = Arc::new(incoming.downstream(&worker, Direction::Inbound));
-                    Box::pin(server::serve(worker, incoming, downstream, handler(&rules))).await;
+                match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await {
+                    Ok(Some(Verdict::Http1 | Verdict::Http2)) => {
+                        let downstream = incoming.downstream(worker, Direction::Inbound);
+                        return Some(Http::new(incoming, downstream, &rules));
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return None,
                 }
-                Ok(Some(_)) => session(&worker, incoming, &rules, None, None).await,
-                Ok(None) | Err(_) => {}
             }
         }
     }
-}
-
-fn handler(rules: &Rules) -> Handler {
-    Handler::Inbound {
-        port: rules.port,
-        target: rules.target,
-    }
+    session(worker, incoming, &rules, None, None).await;
+    None
 }
 
 /// Terminates mesh mTLS and serves what is inside (ID-101..ID-104).
-async fn mesh(worker: Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello) {
+async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello) -> Option<Http> {
     let Some(identity) = worker.shared.identity.load_full() else {
         worker.shared.telemetry.count(Counter::HandshakeFailed);
-        return;
+        return None;
     };
     let offers_http = hello.alpn.iter().any(|offered| MESH_HTTP.contains(&&**offered));
     let is_tcp = match rules.protocol {
@@ -224,12 +251,15 @@ async fn mesh(worker: Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello
         // An application that has closed its port is told by a failed connect, before the peer sends a byte (DLV-161).
         match crate::io::dial(rules.target, worker.dial_application(incoming.remote.ip())).await {
             Ok(stream) => Some(stream),
-            Err(_) => return incoming.io.reset(),
+            Err(_) => {
+                incoming.io.reset();
+                return None;
+            }
         }
     } else {
         None
     };
-    let mut downstream = incoming.downstream(&worker, Direction::Inbound);
+    let mut downstream = incoming.downstream(worker, Direction::Inbound);
     let (remote, dialled) = (incoming.remote, incoming.dialled);
     let config = identity.server(hello.alpn.iter().map(Vec::as_slice));
     let io = incoming.io.with_prefix(hello.rest);
@@ -239,11 +269,11 @@ async fn mesh(worker: Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello
         Ok(Err(error)) => {
             tracing::debug!(client = %remote, %error, "mesh handshake");
             worker.shared.telemetry.count(Counter::HandshakeFailed);
-            return;
+            return None;
         }
         Err(_) => {
             worker.shared.telemetry.count(Counter::HandshakeFailed);
-            return;
+            return None;
         }
     };
     downstream.tls = PeerTls::of(stream.get_ref().1);
@@ -257,16 +287,15 @@ async fn mesh(worker: Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hello
         dialled,
     };
     if is_tcp {
-        session(&worker, incoming, &rules, Some(downstream), early).await;
-        return;
+        session(worker, incoming, &rules, Some(downstream), early).await;
+        return None;
     }
     let verdict = detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await;
-    if matches!(verdict, Ok(Some(_))) {
-        Box::pin(server::serve(worker, incoming, Arc::new(downstream), handler(&rules))).await;
-    }
+    matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules))
 }
 
-fn begin(worker: &Worker, downstream: Arc<Downstream>, rules: &Rules) -> Session {
+/// Begins the record of an opaque connection.
+fn record(worker: &Worker, downstream: Arc<Downstream>, rules: &Rules) -> Session {
     let mut record = Session::new(worker.shared.telemetry.clone(), downstream);
     if let Some(snapshot) = worker.snapshot() {
         record.upstream.target = target(&snapshot, rules.port);
@@ -350,7 +379,7 @@ async fn session(
 ) {
     let downstream = downstream.unwrap_or_else(|| incoming.downstream(worker, Direction::Inbound));
     let plaintext = downstream.principal.is_none();
-    let mut record = begin(worker, Arc::new(downstream), rules);
+    let mut record = record(worker, Arc::new(downstream), rules);
     let peer = worker.application(rules.target, incoming.remote.ip());
     let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
         return incoming.io.reset();

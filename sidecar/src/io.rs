@@ -97,13 +97,8 @@ impl Io {
 
     /// Reads once into `buf`, which grows by at most 16 KiB; 0 is the end.
     pub fn poll_read_into(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
-        self.poll_read_most(cx, buf, 16 * 1024)
-    }
-
-    /// As [`Self::poll_read_into`], with another growth: idle connections keep what they reserved.
-    pub fn poll_read_most(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, most: usize) -> Poll<io::Result<usize>> {
         if buf.capacity() - buf.len() < 1024 {
-            buf.reserve(most);
+            buf.reserve(16 * 1024);
         }
         pin!(self.read_buf(buf)).poll(cx)
     }
@@ -126,6 +121,10 @@ impl AsyncRead for Io {
             let length = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix[..length]);
             self.prefix.advance(length);
+            if self.prefix.is_empty() {
+                // Even empty it would keep the whole buffer that it was cut from.
+                self.prefix = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         match &mut self.transport {

@@ -1,12 +1,13 @@
 //! HTTP/1 on one connection, in both roles: heads over `httparse`, bodies in place, bounded buffers.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::{BodyError, Frame};
 use super::{Headers, RequestHead, ResponseHead, Version};
@@ -30,11 +31,16 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Most header fields (SM-135).
 pub const MAX_FIELDS: usize = 100;
 
-/// Growth of the input while a head is awaited, which is what an idle connection keeps.
-const HEAD_BUFFER_BYTES: usize = 4 * 1024;
+/// What is read at once.
+const READ_BYTES: usize = 16 * 1024;
 
-/// Growth of the input within a body.
-const BODY_BUFFER_BYTES: usize = 16 * 1024;
+/// Longest input whose buffer is kept for the next message.
+const KEPT_BYTES: usize = 1024;
+
+thread_local! {
+    /// Where heads are read to: connections that await one keep no buffer for it.
+    static HEADS: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
 
 /// Output that is held before a writer must wait.
 const HIGH_WATER_BYTES: usize = 64 * 1024;
@@ -46,6 +52,8 @@ const COPY_BYTES: usize = 8 * 1024;
 pub struct Conn {
     io: Io,
     input: BytesMut,
+    /// Its buffer is larger than what an idle connection may keep.
+    is_large: bool,
     /// Position up to which the input was searched for the end of a head.
     searched: usize,
     reading: Reading,
@@ -80,6 +88,7 @@ impl Conn {
         Self {
             io,
             input: BytesMut::new(),
+            is_large: false,
             searched: 0,
             reading: Reading::Head,
             ended: false,
@@ -119,17 +128,32 @@ impl Conn {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
-        let most = if self.reading == Reading::Head {
-            HEAD_BUFFER_BYTES
+        let read = if self.reading == Reading::Head {
+            ready!(self.poll_read_head(cx))
         } else {
-            BODY_BUFFER_BYTES
+            self.is_large = true;
+            ready!(self.io.poll_read_into(cx, &mut self.input))
         };
-        let read = ready!(self.io.poll_read_most(cx, &mut self.input, most));
         match &read {
             Ok(0) | Err(_) => self.ended = true,
             Ok(n) => self.received += *n as u64,
         }
         Poll::Ready(read)
+    }
+
+    fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.is_empty() && self.is_large {
+            // Even empty it would keep the buffer of the largest message so far.
+            self.input = BytesMut::new();
+            self.is_large = false;
+        }
+        HEADS.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+            self.input.extend_from_slice(buffer.filled());
+            self.is_large |= self.input.len() > KEPT_BYTES;
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
     }
 
     /// Resolves when the peer is gone while it is not its turn to send. Reads ahead what a pipelining client sends.

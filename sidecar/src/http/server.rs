@@ -160,7 +160,8 @@ pub async fn http1(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
                 return;
             }
         };
-        match exchange_http1(&worker, conn.clone(), &downstream, handler, request).await {
+        // In a box of its own, so that a connection without a request is small.
+        match Box::pin(exchange_http1(&worker, conn.clone(), &downstream, handler, request)).await {
             After::Again => {}
             After::Close => return,
             After::Upgraded(mut exchange, upstream) => {
