@@ -88,6 +88,16 @@ impl Sample {
         for deployment in ["forecast-v1", "forecast-v2", "frontend"] {
             cluster.rolled_out(&sample.namespace, deployment).await?;
         }
+        // A pod is ready before others are told of it.
+        for host in ["forecast", "frontend"] {
+            let url = format!("http://{host}/");
+            until(&format!("an answer of {host}"), Duration::from_secs(60), async || {
+                let answer = sample.get(&[&url]).await?;
+                ensure!(answer["status"] == 200, "{answer}");
+                Ok(Some(()))
+            })
+            .await?;
+        }
         Ok(sample)
     }
 
