@@ -127,6 +127,41 @@ pub struct Mesh {
     /// Loopback port of the explicit HTTP proxy (SM-052); absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_proxy_port: Option<u16>,
+    /// A dialled address of an endpoint stands for its service, because the nodes translate services when a pod
+    /// connects; default false (NET-066).
+    #[serde(skip_serializing_if = "is_default")]
+    pub endpoint_lookup: bool,
+    /// What a proxy takes at its start alone (LIFE-050).
+    #[serde(skip_serializing_if = "is_default")]
+    pub process: Process,
+}
+
+/// What the mesh config says about the process of a proxy. It is in force since the start of the process or not at all;
+/// annotations of a pod come before it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Process {
+    /// Default 15001.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbound_port: Option<u16>,
+    /// Default 15006.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inbound_port: Option<u16>,
+    /// Default 15000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_port: Option<u16>,
+    /// Default 15020.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_port: Option<u16>,
+    /// Worker threads; absent: by the limit of CPU (LIFE-084).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u16>,
+    /// REDIRECT (default), TPROXY or NONE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interception_mode: Option<String>,
+    /// Names are captured; default false.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dns_capture: bool,
 }
 
 impl Default for Mesh {
@@ -146,6 +181,8 @@ impl Default for Mesh {
             retry: RetryPolicy::default(),
             vip_fallback: true,
             http_proxy_port: None,
+            endpoint_lookup: false,
+            process: Process::default(),
         }
     }
 }

@@ -92,6 +92,8 @@ pub struct MeshConfig {
 pub struct WeftSettings {
     /// `istio`: upstream's rules where Weft's differ.
     pub compatibility: Option<String>,
+    /// The nodes translate services when a pod connects, so that proxies see endpoints dialled (NET-066).
+    pub socket_load_balancing: bool,
 }
 
 /// Trust anchors of others.

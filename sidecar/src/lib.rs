@@ -25,6 +25,7 @@ pub mod overload;
 pub mod pool;
 pub mod probe;
 pub mod reload;
+pub mod restart;
 pub mod run;
 pub mod shared;
 pub mod status;

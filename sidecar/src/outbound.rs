@@ -67,6 +67,23 @@ pub fn find(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Known 
     }
 }
 
+/// The service that a connection to one of its endpoints was meant for, where the nodes translate services when a pod
+/// connects (NET-066). Of several services with that endpoint the first by name.
+fn untranslated(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Option<SocketAddr> {
+    let config = &snapshot.config;
+    if config.by_address(dialled.ip(), dialled.port()).is_some() {
+        return None;
+    }
+    let table = worker.shared.endpoints.load();
+    config.clusters.iter().find_map(|cluster| {
+        let family = |address: &&std::net::IpAddr| address.is_ipv4() == dialled.is_ipv4();
+        let address = cluster.host.addresses.iter().find(family)?;
+        let endpoint = table.host(&cluster.host.host)?.by_address(dialled.ip())?;
+        let port = endpoint.ports.get(&*cluster.port_name)?;
+        (*port == dialled.port()).then(|| SocketAddr::new(*address, cluster.port))
+    })
+}
+
 /// What a connection turned out to be. No configuration is kept alive by it (LIFE-052).
 enum Next {
     /// HTTP, whose requests each ask for the newest configuration.
@@ -103,10 +120,15 @@ pub async fn serve(worker: Rc<Worker>, incoming: Incoming) {
     }
 }
 
-async fn begin(worker: &Rc<Worker>, incoming: Incoming) -> Next {
+async fn begin(worker: &Rc<Worker>, mut incoming: Incoming) -> Next {
     let Some(snapshot) = worker.snapshot() else {
         return Next::Done;
     };
+    if snapshot.config.mesh.endpoint_lookup
+        && let Some(service) = untranslated(worker, &snapshot, incoming.dialled)
+    {
+        incoming.dialled = service;
+    }
     match find(worker, &snapshot, incoming.dialled) {
         Known::Shared => shared(worker, &snapshot, incoming).await,
         Known::SharedPod(port) => automatic(worker, &snapshot, &port, incoming).await,

@@ -391,7 +391,7 @@ impl Reload {
         let trust = MeshTrust::of(&config.mesh);
         let counts = Counts::of(&config, self.shared.current.load().as_ref().map(|s| &*s.config));
         let endpoints: usize = table.hosts().map(|host| host.endpoints.len()).sum();
-        let listeners = self.shared.settings.listeners.len();
+        let listeners = self.shared.listeners().len();
         let before = self.shared.current.swap(Some(Arc::new(Snapshot {
             config: Arc::new(config),
             revision: revision.clone(),

@@ -15,6 +15,7 @@ use crate::locality::Here;
 use crate::log::LogControl;
 use crate::probe::Probes;
 use crate::reload::{Reload, Volumes};
+use crate::restart::Started;
 use crate::shared::{DrainPhase, Listener, Pod, Role, Settings, Shared};
 use crate::status::{Port, Status};
 use crate::telemetry::Telemetry;
@@ -68,6 +69,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         listening: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         quit,
+        started: Started::of(arguments),
         native: arguments.native_sidecar,
         begin: Instant::now(),
         workers: std::sync::OnceLock::new(),
@@ -116,6 +118,15 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         _ = quitting.wait_for(|q| *q) => return Ok(ExitCode::SUCCESS),
         _ = abort.recv() => return Ok(ExitCode::from(128 + 3)),
+    }
+    if arguments.is_redirected()
+        && let Some(port) = shared
+            .current
+            .load()
+            .as_ref()
+            .and_then(|s| s.config.mesh.http_proxy_port)
+    {
+        let _ = shared.http_proxy.set(port);
     }
     let opened = async {
         loop {
@@ -370,7 +381,7 @@ fn bind(arguments: &Run) -> IpAddr {
 }
 
 /// 127.0.0.1, and ::1 where IPv6 is there (NET-001, NET-002).
-fn loopbacks() -> Vec<IpAddr> {
+pub(crate) fn loopbacks() -> Vec<IpAddr> {
     let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
     if has_ipv6() {
         addresses.push(Ipv6Addr::LOCALHOST.into());

@@ -13,6 +13,7 @@ use crate::cluster::Counters;
 use crate::io::{Dial, Source};
 use crate::locality::Here;
 use crate::overload::Overload;
+use crate::run::loopbacks;
 use crate::telemetry::Telemetry;
 use crate::tls::Identity;
 
@@ -39,6 +40,8 @@ pub struct Shared {
     pub connection_ids: AtomicU64,
     /// Pressure on memory and descriptors.
     pub overload: Overload,
+    /// Loopback port of the explicit HTTP proxy that the configuration asked for at the start (SM-052).
+    pub http_proxy: std::sync::OnceLock<u16>,
     /// Told when a listener no longer accepts.
     pub lost: tokio::sync::Notify,
     /// What all workers together know of destinations, by name (DR-073). Looked up when a worker first uses a destination.
@@ -51,6 +54,7 @@ impl Shared {
     pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Self {
         Self {
             overload: Overload::new(settings.memory_limit),
+            http_proxy: std::sync::OnceLock::new(),
             lost: tokio::sync::Notify::new(),
             settings,
             current: ArcSwapOption::empty(),
@@ -63,6 +67,19 @@ impl Shared {
             connection_ids: AtomicU64::new(0),
             counters: Mutex::default(),
         }
+    }
+
+    /// All listeners of the data path: those of the settings, and the explicit HTTP proxy of the configuration.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Listener> {
+        let mut listeners = self.settings.listeners.clone();
+        if let Some(port) = self.http_proxy.get() {
+            listeners.extend(loopbacks().into_iter().map(|loopback| Listener {
+                address: SocketAddr::new(loopback, *port),
+                role: Role::HttpProxy,
+            }));
+        }
+        listeners
     }
 }
 

@@ -23,6 +23,7 @@ use weft_bundle::wire::InboundDestination;
 use crate::log::LogControl;
 use crate::probe::Probes;
 use crate::reload::{Reload, State};
+use crate::restart::Started;
 use crate::shared::{DrainPhase, Shared};
 use crate::worker::Workers;
 
@@ -55,6 +56,8 @@ pub struct Status {
     pub failed: AtomicBool,
     /// The process was asked to end (LIFE-055).
     pub quit: tokio::sync::watch::Sender<bool>,
+    /// What the process takes of the mesh config at its start (LIFE-050).
+    pub started: Option<Started>,
     /// Whether the kubelet would start this container again.
     pub native: bool,
     /// Start of the process.
@@ -303,8 +306,16 @@ impl Status {
             Some(_) if report.state == State::Active => "Behind",
             _ => report.state.as_str(),
         };
+        let current = self.shared.current.load();
+        let outdated = match (&self.started, current.as_ref()) {
+            (Some(started), Some(snapshot)) => {
+                started.outdated(&snapshot.config.mesh, self.shared.http_proxy.get().copied())
+            }
+            _ => Vec::new(),
+        };
         json!({
             "key": report.key,
+            "restartRequired": outdated,
             "proxyVersion": env!("CARGO_PKG_VERSION"),
             "schema": [weft_bundle::wire::SCHEMA, weft_bundle::wire::SCHEMA],
             "active": {"cfg": report.config, "ep": report.endpoints},

@@ -439,7 +439,7 @@ pub fn start(shared: &Arc<Shared>) -> io::Result<Workers> {
     let mut sockets: Vec<Vec<(std::net::TcpListener, Listener)>> = (0..count).map(|_| Vec::new()).collect();
     {
         let _entered = runtime.enter();
-        for listener in &shared.settings.listeners {
+        for listener in &shared.listeners() {
             let mut address = listener.address;
             for (number, sockets) in sockets.iter_mut().enumerate() {
                 let any = listener.role == Role::Inbound && shared.settings.transparent.is_some();

@@ -424,6 +424,134 @@ fn signals_and_requests_to_quit() {
     assert_eq!(proxy.wait(), Some(0));
 }
 
+// spec: LIFE-029, LIFE-020, LIFE-023
+#[test]
+fn a_native_sidecar_outlives_a_slow_application_and_ends_within_the_last_two_seconds() {
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    // The application takes all of the grace period and more: the kubelet counts, not the proxy.
+    let environment = [("WEFT_NATIVE_SIDECAR", "true"), ("WEFT_TERMINATION_GRACE_SECONDS", "2")];
+    let mut proxy = pod.start(&[], &environment).ready();
+    assert_eq!(proxy.post(15020, "/drain").status(), 200);
+    support::pause(Duration::from_millis(2500));
+    assert!(proxy.runs());
+    assert_eq!(pod.call(), Some(200), "outbound works until the end");
+    // What is open does not hold it: at the end of the grace period all that is left has two seconds.
+    let mut open = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+    open.send("GET http://echo/ HTTP/1.1\r\nHost: echo\r\n\r\n");
+    assert_eq!(open.receive().map(|answer| answer.status()), Some(200));
+    let begin = Instant::now();
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.wait(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+/// A memory cgroup below this process's own, of either version.
+struct Cgroup {
+    path: std::path::PathBuf,
+    second: bool,
+}
+
+impl Cgroup {
+    fn new() -> Option<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let name = format!("weft-test-{}", std::process::id());
+        own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+            let second = controllers.is_empty();
+            let root = match controllers {
+                "" => "/sys/fs/cgroup",
+                "memory" => "/sys/fs/cgroup/memory",
+                _ => return None,
+            };
+            let path = std::path::Path::new(root).join(path).join(&name);
+            std::fs::create_dir(&path).ok()?;
+            let this = Self { path, second };
+            // Without the controller it has no such file.
+            this.path.join(this.limit_file()).is_file().then_some(this)
+        })
+    }
+
+    fn limit_file(&self) -> &'static str {
+        if self.second {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        }
+    }
+
+    fn write(&self, file: &str, text: &str) -> bool {
+        std::fs::write(self.path.join(file), text).is_ok()
+    }
+
+    fn usage(&self) -> u64 {
+        let file = if self.second {
+            "memory.current"
+        } else {
+            "memory.usage_in_bytes"
+        };
+        let text = std::fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    fn kills(&self) -> u64 {
+        let file = if self.second {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        let text = std::fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+// spec: LIFE-038, LIFE-036
+#[test]
+fn out_of_memory_it_is_the_proxy_that_is_killed_and_the_next_one_serves() {
+    use std::os::unix::process::ExitStatusExt;
+    let Some(cgroup) = Cgroup::new() else {
+        println!("skipped: no memory cgroup can be made here; run the tests as root");
+        return;
+    };
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    // It does not know of this limit, so that it does not give way before (LIFE-083).
+    let mut proxy = pod.start(&[], &[("WEFT_MEMORY_LIMIT", "17179869184")]).ready();
+    assert!(cgroup.write("cgroup.procs", &proxy.child.id().to_string()), "joined");
+    assert_eq!(pod.call(), Some(200));
+    assert!(cgroup.write(cgroup.limit_file(), &(cgroup.usage() + (1 << 20)).to_string()));
+    // Each connection takes memory for its buffers, and none is answered to its end.
+    let mut held = Vec::new();
+    wait_for("the kernel's verdict", || {
+        for _ in 0..50 {
+            let Ok(stream) = TcpStream::connect(pod.front) else {
+                break;
+            };
+            let _ = stream.set_nonblocking(true);
+            let mut head = b"POST http://echo/ HTTP/1.1\r\nHost: echo\r\nContent-Length: 1000000\r\n\r\n".to_vec();
+            head.resize(64 * 1024, b'x');
+            let _ = std::io::Write::write(&mut &stream, &head);
+            held.push(stream);
+        }
+        cgroup.kills() > 0
+    });
+    // The container's first process is the one that ended, by SIGKILL: what the kubelet calls OOMKilled (137).
+    let status = proxy.child.wait().expect("status");
+    assert_eq!(status.signal(), Some(9), "{status}");
+    drop(held);
+    drop(cgroup);
+    let _again = pod.start(&[], &[]).ready();
+    assert_eq!(pod.call(), Some(200));
+}
+
 // spec: LIFE-036, DLV-082
 #[test]
 fn a_killed_proxy_serves_again_with_what_it_had() {

@@ -300,6 +300,137 @@ fn outbound_traffic_passes_and_a_dialled_pod_is_the_one_that_is_reached() {
     });
 }
 
+// spec: NET-066, SM-130
+#[test]
+fn an_endpoint_stands_for_its_service_where_nodes_translate_services_before_the_redirect() {
+    in_pod(|neighbour| {
+        let apps = neighbour.run(|| [(NEIGHBOUR, 9000), (FAR, 9001)].map(|(a, p)| App::bound((a.into(), p), || {})));
+        let bundle = |mesh: &str, protocol: &str| {
+            let host = |name: &str, address: &str| {
+                format!(
+                    "- host: {name}.app.svc.cluster.local\n  name: {name}\n  namespace: app\n  domains: [{name}]\n  \
+                     addresses: [{address}]\n  ports: [{{port: 80, name: main, protocol: {protocol}}}]\n"
+                )
+            };
+            let hosts = [host("echo", "10.96.0.1"), host("other", "10.96.0.2")].concat();
+            format!("{}{mesh}hosts:\n{hosts}", workload("app/echo"))
+        };
+        let lookup = "mesh: {endpointLookup: true}\n";
+        let (volumes, proxy) = pod_proxy(&bundle("", "http"), &[]);
+        let of = |name: &str, address: SocketAddr| weft_bundle::pack::HostInput {
+            host: format!("{name}.app.svc.cluster.local"),
+            accounts: vec!["app/echo".into()],
+            endpoints: vec![support::process::endpoint(address)],
+        };
+        let revision = volumes.endpoints_of(&[of("echo", (NEIGHBOUR, 9000).into()), of("other", (FAR, 9001).into())]);
+        proxy.wait_for_endpoints(&revision);
+        let counted = || apps.each_ref().map(App::count);
+        let seen = |text: &str| proxy.get(15090, "/stats/prometheus").text().contains(text);
+        let call = |name: &str| {
+            let mut client = Client::connect((NEIGHBOUR, 9000).into());
+            client.send(&format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"));
+            client.receive().map(|answer| answer.status())
+        };
+        // Else who dials a pod means the pod.
+        assert_eq!((call("other"), counted()), (Some(200), [1, 0]));
+        assert!(seen("PassthroughCluster") && !seen("destination_service=\"other.app.svc.cluster.local\""));
+        // HTTP goes by its Host, not to the endpoint.
+        let revision = volumes.configure(&bundle(lookup, "http"));
+        proxy.wait_for_config(&revision);
+        assert_eq!((call("other"), counted()), (Some(200), [1, 1]));
+        assert_eq!((call("echo"), counted()), (Some(200), [2, 1]));
+        wait_for("the calls", || {
+            ["echo", "other"]
+                .iter()
+                .all(|name| seen(&format!("destination_service=\"{name}.app.svc.cluster.local\"")))
+        });
+        // What is no HTTP goes by the endpoint, and one that nobody has is passed through as ever.
+        let revision = volumes.configure(&bundle(lookup, "tcp"));
+        proxy.wait_for_config(&revision);
+        assert_eq!((call("echo"), counted()), (Some(200), [3, 1]));
+        wait_for("the connection", || {
+            let metrics = proxy.get(15090, "/stats/prometheus").text();
+            metrics.lines().any(|line| {
+                line.contains("tcp_connections_opened_total")
+                    && line.contains("destination_service=\"echo.app.svc.cluster.local\"")
+            })
+        });
+        let stranger = neighbour.run(|| App::bound((NEIGHBOUR.into(), 9002), || {}));
+        assert_eq!(plain_call((NEIGHBOUR, 9002).into()), Ok(200));
+        assert_eq!(stranger.count(), 1);
+    });
+}
+
+// spec: NET-138, SM-052
+#[test]
+fn without_a_redirect_the_application_asks_the_loopback_proxy() {
+    in_pod(|neighbour| {
+        let app = neighbour.run(|| App::bound((NEIGHBOUR.into(), 9000), || {}));
+        let bundle = format!(
+            "{}mesh: {{httpProxyPort: 15080}}\nhosts:\n- host: echo.app.svc.cluster.local\n  name: echo\n  namespace: \
+             app\n  domains: [echo]\n  addresses: [{}]\n  ports: [{{port: 80, name: main, protocol: http}}]\n",
+            workload("app/echo"),
+            virtual_address().ip()
+        );
+        let (_volumes, proxy) = pod_process(&bundle, &[(NEIGHBOUR, 9000).into()], "NONE", (PROXY, PROXY));
+        let seen = |text: &str| proxy.get(15090, "/stats/prometheus").text().contains(text);
+        // By itself nothing passes the proxy.
+        assert_eq!(plain_call((NEIGHBOUR, 9000).into()), Ok(200));
+        assert!(!seen("PassthroughCluster") && !seen("echo.app.svc.cluster.local"));
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let mut client = Client::connect(SocketAddr::new(loopback, 15080));
+            client.send("GET http://echo/ HTTP/1.1\r\nHost: echo\r\n\r\n");
+            assert_eq!(client.receive().map(|answer| answer.status()), Some(200), "{loopback}");
+        }
+        assert_eq!(app.count(), 3);
+        wait_for("the calls", || {
+            seen("destination_service=\"echo.app.svc.cluster.local\"")
+        });
+        assert!(TcpStream::connect((POD, 15080)).is_err(), "for the pod alone");
+        // And inbound the application is reached past the proxy.
+        let own = App::bound((POD.into(), 8080), || {});
+        assert_eq!(neighbour.run(|| plain_call((POD, 8080).into())), Ok(200));
+        assert_eq!(own.peers().last().map(|peer| peer.ip()), Some(NEIGHBOUR.into()));
+    });
+}
+
+// spec: LIFE-050
+#[test]
+fn settings_of_the_process_wait_for_its_restart_and_the_rest_does_not() {
+    in_pod(|neighbour| {
+        let app = App::bound((POD.into(), 8080), || {});
+        let bundle =
+            |mesh: &str, mtls: &str| format!("{}mesh: {{{mesh}}}\ninbound: {{mtls: {mtls}}}\n", workload("app/echo"));
+        let (volumes, proxy) = pod_proxy(&bundle("", "PERMISSIVE"), &[]);
+        let required = || {
+            let answer = proxy.get(15020, "/config/status").text();
+            let status: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+            status["restartRequired"].clone()
+        };
+        let call = || neighbour.run(|| plain_call((POD, 8080).into()));
+        assert_eq!((required(), call()), (serde_json::json!([]), Ok(200)));
+        let changed = "process: {inboundPort: 16006, interceptionMode: TPROXY, concurrency: 4, dnsCapture: true}, \
+                       httpProxyPort: 15080";
+        let revision = volumes.configure(&bundle(changed, "STRICT"));
+        proxy.wait_for_config(&revision);
+        let names = [
+            "proxyInboundListenPort",
+            "concurrency",
+            "interceptionMode",
+            "ISTIO_META_DNS_CAPTURE",
+            "proxyHttpPort",
+        ];
+        assert_eq!(required(), serde_json::json!(names));
+        // The rest of it holds, on the port that is open.
+        assert_eq!(call(), Err("closed"));
+        assert_eq!(app.count(), 1);
+        assert!(proxy.is_ready() && TcpStream::connect((Ipv4Addr::LOCALHOST, 15080)).is_err());
+        let revision = volumes.configure(&bundle("", "PERMISSIVE"));
+        proxy.wait_for_config(&revision);
+        assert_eq!((required(), call()), (serde_json::json!([]), Ok(200)));
+    });
+}
+
 // spec: NET-073
 #[test]
 fn peers_find_each_other_before_they_are_ready() {

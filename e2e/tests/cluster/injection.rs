@@ -64,7 +64,7 @@ async fn a_namespace_label_injects_a_pod_label_opts_out_and_the_hosts_network_is
     remove_namespace(&cluster, &plain).await
 }
 
-// spec: INJ-111, INJ-195
+// spec: INJ-111, INJ-195, LIFE-054
 #[tokio::test]
 #[ignore = "needs a cluster: make e2e"]
 async fn a_job_completes_beside_its_sidecar_and_a_workload_is_stored_as_it_is() -> Result<()> {

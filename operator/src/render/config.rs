@@ -6,7 +6,7 @@ use std::sync::Arc;
 use weft_bundle::key::{KeyInputs, canonical_name, canonical_revision};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::wire::{self, Bundle, Inbound, Mesh, Workload};
-use weft_crds::PeerAuthentication;
+use weft_crds::{MeshConfig, PeerAuthentication};
 
 use super::view::{Common, View, Views};
 use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, inbound, route};
@@ -201,5 +201,57 @@ fn mesh(world: &World) -> Mesh {
         retry: route::default_retry(config),
         vip_fallback: true,
         http_proxy_port: port.or(world.settings.http_proxy_port),
+        endpoint_lookup: config.weft.socket_load_balancing,
+        process: process(config),
+    }
+}
+
+/// What proxies take at their start alone; defaults stay away (LIFE-050).
+fn process(config: &MeshConfig) -> wire::Process {
+    let small = |number: Option<i64>, default: Option<u16>| {
+        let number = number.and_then(|number| u16::try_from(number).ok());
+        number.filter(|number| Some(*number) != default)
+    };
+    let proxies = config.default_config.clone().unwrap_or_default();
+    let dns = proxies.proxy_metadata.get("ISTIO_META_DNS_CAPTURE");
+    wire::Process {
+        outbound_port: small(config.proxy_listen_port, Some(15001)),
+        inbound_port: small(config.proxy_inbound_listen_port, Some(15006)),
+        admin_port: small(proxies.proxy_admin_port, Some(15000)),
+        status_port: small(proxies.status_port, Some(15020)),
+        concurrency: small(proxies.concurrency, None),
+        interception_mode: proxies.interception_mode.filter(|mode| mode != "REDIRECT"),
+        dns_capture: dns.is_some_and(|text| text == "true"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: LIFE-050, NET-011
+    #[test]
+    fn what_a_process_takes_at_its_start_is_rendered_where_it_is_no_default() {
+        let of = |text: &str| process(&MeshConfig::parse(text).expect("a mesh config"));
+        assert_eq!(of(""), wire::Process::default());
+        assert_eq!(
+            of("proxyListenPort: 15001\ndefaultConfig: {interceptionMode: REDIRECT, statusPort: 15020}"),
+            wire::Process::default()
+        );
+        assert_eq!(
+            of(
+                "proxyListenPort: 16001\nproxyInboundListenPort: 16006\ndefaultConfig: {concurrency: 0, statusPort: 16020, \
+                 proxyAdminPort: 16000, interceptionMode: TPROXY, proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}}"
+            ),
+            wire::Process {
+                outbound_port: Some(16001),
+                inbound_port: Some(16006),
+                admin_port: Some(16000),
+                status_port: Some(16020),
+                concurrency: Some(0),
+                interception_mode: Some("TPROXY".into()),
+                dns_capture: true,
+            }
+        );
     }
 }

@@ -99,7 +99,8 @@ impl Status {
             .get()
             .map(|workers| workers.addresses.as_slice())
             .unwrap_or_default();
-        let listeners = self.shared.settings.listeners.iter().zip(open);
+        let listeners = self.shared.listeners();
+        let listeners = listeners.iter().zip(open);
         let rows = listeners.map(|(listener, address)| {
             let name = match listener.role {
                 Role::Outbound => "virtualOutbound",
