@@ -239,7 +239,7 @@ fn requests_wait_for_one_of_the_allowed_connections() {
 #[test]
 fn a_wait_for_a_connection_is_no_fault_of_the_endpoint() {
     let slow = App::new(Arc::new(|_, stream| {
-        std::thread::sleep(std::time::Duration::from_millis(700));
+        support::pause(std::time::Duration::from_millis(700));
         stream.write_all(OK).is_ok()
     }));
     // What answers at the cluster's address: nobody is to be sent there.
