@@ -123,6 +123,8 @@ fn cases() -> Vec<Case> {
         "GET http://user@echo/r HTTP/1.1",
         "GET /r http/1.1",
         "GET /r HTTP/1.1 x",
+        "\rGET /r HTTP/1.1",
+        "\r\rGET /r HTTP/1.1",
         "G(T /r HTTP/1.1",
     ] {
         all.push(case(
@@ -166,7 +168,7 @@ fn cases() -> Vec<Case> {
         &(chunked("5;a=\"b\" \r\nhello\r\n0;last\r\nX-T: 1\r\n\r\n") + &get("")),
         &[200, 200],
     ));
-    all.push(case(&(chunked("05\nhello\n0\n\n") + &get("")), &[200, 200]));
+    all.push(case(&(chunked("05\r\nhello\r\n00\r\n\r\n") + &get("")), &[200, 200]));
     all.push(case(
         &(post("TRANSFER-encoding:\tCHUNKED \r\n", "5\r\nhello\r\n0\r\n\r\n") + &get("")),
         &[200, 200],
@@ -192,6 +194,13 @@ fn cases() -> Vec<Case> {
         "\r\nhello\r\n0\r\n\r\n",
         "5 x\r\nhello\r\n0\r\n\r\n",
         "5;a\rb\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+        "5;a\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "5\r\nhello\r\n0\n\r\n",
+        "5\r\nhello\r\n0\r\n\n",
+        "5\r\nhello\r\n0\r\nA: b\n\r\n",
+        "5\r\nhello\r\n0\r\nA: b\r\n\n",
         "fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
         "10000000000000005\r\nhello\r\n0\r\n\r\n",
         "5\r\nhello\r\n0\r\nBad Trailer: 1\r\n\r\n",
@@ -540,6 +549,133 @@ fn nginx_sees_what_was_accounted_for_and_nothing_else() {
     // What was not served is a body that its client broke off.
     let others: Vec<_> = seen.iter().filter(|line| !line.starts_with("200 ")).collect();
     assert!(others.iter().all(|line| line.ends_with(" POST /r")), "{others:?}");
+}
+
+/// A response that nobody asked for, behind each of the others.
+const UNASKED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nunasked";
+
+/// A server's bytes, and the status and body that its client must get; without body: the answer breaks off.
+fn responses() -> Vec<(String, u16, Option<&'static str>)> {
+    let mut all = Vec::new();
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 45\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0, 45\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: +0\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0x0\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length:\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length : 0\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n chunked\r\n",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\rContent-Length: 45\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 099 Early\r\n",
+        "HTTP/1.1 20 OK\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n",
+        "HTTP/3.0 200 OK\r\nContent-Length: 0\r\n",
+        "HTTP/1.1 200 OK\rContent-Length: 0\r\n",
+    ] {
+        all.push((format!("{head}\r\n{UNASKED}"), 502, Some("")));
+    }
+    let chunked = |body: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}{UNASKED}");
+    for body in [
+        "5\nhello\r\n0\r\n\r\n",
+        "5;a\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "5\r\nhello!\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\n\r\n",
+        "5\r\nhello\r\n0\r\n\n",
+        "5\r\nhello\r\n+0\r\n\r\n",
+        "5\r\nhello\r\n0x0\r\n\r\n",
+        "5\r\nhello\r\n10000000000000000\r\n\r\n",
+        "5\r\nhello\r\n0\r\nBad Trailer: 1\r\n\r\n",
+    ] {
+        all.push((chunked(body), 200, None));
+    }
+    let whole = |head: &str, body: &str| format!("{head}\r\n\r\n{body}{UNASKED}");
+    for (sent, status, body) in [
+        (whole("HTTP/1.1 200 OK\r\nContent-Length: 0", ""), 200, ""),
+        (whole("\r\nHTTP/1.1 200 OK\r\nContent-Length: 0", ""), 200, ""),
+        (whole("HTTP/1.1 200 OK\r\nContent-Length: 5", "hello"), 200, "hello"),
+        (whole("HTTP/1.1 200 OK\nContent-Length: 5", "hello"), 200, "hello"),
+        (whole("HTTP/1.1 204 None\r\nContent-Length: 45", ""), 204, ""),
+        (whole("HTTP/1.1 204 None\r\nTransfer-Encoding: chunked", ""), 204, ""),
+        (whole("HTTP/1.1 304 Same\r\nContent-Length: 45", ""), 304, ""),
+        (chunked("5;a=b\r\nhello\r\n000\r\nT: 1\r\n\r\n"), 200, "hello"),
+        (
+            whole(
+                "HTTP/1.1 103 Early\r\nContent-Length: 9\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2",
+                "ok",
+            ),
+            200,
+            "ok",
+        ),
+    ] {
+        all.push((sent, status, Some(body)));
+    }
+    all
+}
+
+/// A server that answers `/N` with the bytes of that case, and everything else with `good`.
+fn ambiguous() -> SocketAddr {
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let bound = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut buffer = Vec::new();
+                while let Some(head) = support::read_head(&mut stream, &mut buffer) {
+                    let path = head.split([' ', '/']).nth(2).unwrap_or_default();
+                    let good = || "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood".to_owned();
+                    let case = path
+                        .parse::<usize>()
+                        .ok()
+                        .and_then(|number| responses().into_iter().nth(number));
+                    let sent = case.map_or_else(good, |(sent, ..)| sent);
+                    if stream.write_all(sent.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    bound
+}
+
+// spec: AUTHZ-113, SM-138
+#[test]
+fn responses_that_two_parsers_could_read_differently_answer_no_other_request() {
+    let proxy = client_of(ambiguous());
+    let front = proxy.addresses[0];
+    let mut client = Client::connect(front);
+    for (number, (sent, status, body)) in responses().into_iter().enumerate() {
+        client.send(&format!("GET /{number} HTTP/1.1\r\nHost: echo\r\n\r\n"));
+        match (body, client.receive()) {
+            (Some(_), None) => panic!("no answer: {sent:?}"),
+            (None, Some(answer)) => panic!("{sent:?}: {answer:?}"),
+            (None, None) => client = Client::connect(front),
+            (Some(body), Some(answer)) => {
+                assert_eq!(answer.status(), status, "{sent:?}");
+                if status != 502 {
+                    assert_eq!(answer.text(), body, "{sent:?}");
+                }
+            }
+        }
+        // What came behind it is nobody's answer.
+        let next = client.get("/next", "");
+        assert_eq!((next.status(), next.text().as_str()), (200, "good"), "after {sent:?}");
+    }
 }
 
 // spec: BYD-069, AUTHZ-071

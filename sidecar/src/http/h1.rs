@@ -79,6 +79,8 @@ enum Reading {
     ChunkEnd,
     Trailers,
     UntilClose,
+    /// A body broke: where the next message begins is not known.
+    Broken,
 }
 
 impl Conn {
@@ -180,12 +182,11 @@ impl Conn {
 
     /// Waits for a request's head; `None` when the client closed before its first byte.
     pub fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ReceivedRequest>, HeadError>> {
+        if self.reading == Reading::Broken {
+            return Poll::Ready(Err(HeadError::Malformed("the body before it broke")));
+        }
         loop {
-            // Empty lines before the request line are harmless (SM-141).
-            while matches!(self.input.first(), Some(b'\r' | b'\n')) {
-                self.input.advance(1);
-                self.searched = 0;
-            }
+            self.skip_empty_lines();
             if let Some(end) = self.head_end() {
                 if end > MAX_HEAD_BYTES {
                     return Poll::Ready(Err(self.too_large()));
@@ -232,6 +233,19 @@ impl Conn {
         }
     }
 
+    /// Empty lines before the request line are harmless (SM-141). CR alone ends none.
+    fn skip_empty_lines(&mut self) {
+        loop {
+            let length = match self.input[..] {
+                [b'\n', ..] => 1,
+                [b'\r', b'\n', ..] => 2,
+                _ => return,
+            };
+            self.input.advance(length);
+            self.searched = 0;
+        }
+    }
+
     fn too_large(&self) -> HeadError {
         let line = memchr::memchr(b'\n', &self.input).unwrap_or(self.input.len());
         if line > MAX_LINE_BYTES {
@@ -275,11 +289,21 @@ impl Conn {
         self.reading == Reading::Head
     }
 
-    /// Next frame of the body.
+    /// Next frame of the body. An error is the last that this connection reads.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        let frame = ready!(self.poll_frame(cx));
+        if frame.is_err() {
+            self.reading = Reading::Broken;
+        }
+        Poll::Ready(frame)
+    }
+
+    /// Lines of the chunked coding end in CRLF: where LF alone ends one, parsers disagree on where data begins.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
         loop {
             match self.reading {
                 Reading::Head => return Poll::Ready(Ok(None)),
+                Reading::Broken => return Poll::Ready(Err(BodyError::Malformed("it broke before"))),
                 Reading::Length(left) => {
                     if self.input.is_empty() && ready!(self.poll_fill(cx))? == 0 {
                         return Poll::Ready(Err(unexpected_end()));
@@ -323,20 +347,24 @@ impl Conn {
                     };
                     return Poll::Ready(Ok(Some(Frame::Data(data))));
                 }
-                Reading::ChunkEnd => {
-                    if !ready!(self.poll_line(cx))?.is_empty() {
-                        return Poll::Ready(Err(BodyError::Malformed("chunk longer than its size")));
+                Reading::ChunkEnd => match self.input[..] {
+                    [b'\r', b'\n', ..] => {
+                        self.input.advance(2);
+                        self.reading = Reading::ChunkSize;
                     }
-                    self.reading = Reading::ChunkSize;
-                }
+                    [] | [b'\r'] => {
+                        if ready!(self.poll_fill(cx))? == 0 {
+                            return Poll::Ready(Err(unexpected_end()));
+                        }
+                    }
+                    _ => return Poll::Ready(Err(BodyError::Malformed("chunk longer than its size"))),
+                },
                 Reading::Trailers => {
                     // The whole section at once, so that a poll in between keeps no state.
-                    let end = match self.input.first() {
-                        Some(b'\n') => Some(1),
-                        Some(b'\r') if self.input.get(1) == Some(&b'\n') => Some(2),
-                        Some(b'\r') if self.input.len() == 1 => None,
-                        None => None,
-                        Some(_) => self.head_end(),
+                    let end = match self.input[..] {
+                        [b'\r', b'\n', ..] => Some(2),
+                        [] | [b'\r'] => None,
+                        _ => self.head_end(),
                     };
                     let Some(end) = end else {
                         if self.input.len() > MAX_HEAD_BYTES {
@@ -365,17 +393,16 @@ impl Conn {
         self.input.split_to(length).freeze()
     }
 
-    /// A line without its end; a chunk's size line is short.
+    /// A line without its CRLF; a chunk's size line is short.
     fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         const LONGEST: usize = 4096;
         loop {
             if let Some(end) = memchr::memchr(b'\n', &self.input) {
-                let mut line = self.input.split_to(end + 1);
-                line.truncate(end);
-                if line.last() == Some(&b'\r') {
-                    line.truncate(end - 1);
-                }
-                return Poll::Ready(Ok(line.freeze()));
+                let line = self.input.split_to(end + 1).freeze();
+                return Poll::Ready(match line.strip_suffix(b"\r\n") {
+                    Some(content) => Ok(line.slice_ref(content)),
+                    None => Err(BodyError::Malformed("chunk size line ends in LF alone")),
+                });
             }
             if self.input.len() > LONGEST {
                 return Poll::Ready(Err(BodyError::Malformed("chunk size line too long")));

@@ -96,8 +96,8 @@ pub fn request(bytes: &Bytes) -> Result<ReceivedRequest, HeadError> {
     let mut config = ParserConfig::default();
     config.allow_multiple_spaces_in_request_line_delimiters(true);
     match config.parse_request_with_uninit_headers(&mut parsed, bytes, &mut fields) {
-        Ok(Status::Complete(_)) => {}
-        Ok(Status::Partial) => return Err(HeadError::Malformed("incomplete")),
+        Ok(Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err(HeadError::Malformed("incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
         Err(httparse::Error::Version) if names_version(bytes) => return Err(HeadError::Version),
         Err(_) => return Err(HeadError::Malformed("no HTTP request")),
@@ -175,8 +175,8 @@ pub fn response(bytes: &Bytes, to_head: bool) -> Result<ReceivedResponse, HeadEr
     let mut parsed = Response::new(&mut []);
     let config = ParserConfig::default();
     match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
-        Ok(Status::Complete(_)) => {}
-        Ok(Status::Partial) => return Err(HeadError::Malformed("incomplete")),
+        Ok(Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err(HeadError::Malformed("incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
         Err(httparse::Error::Version) => return Err(HeadError::Version),
         Err(_) => return Err(HeadError::Malformed("no HTTP response")),
@@ -186,14 +186,15 @@ pub fn response(bytes: &Bytes, to_head: bool) -> Result<ReceivedResponse, HeadEr
     } else {
         Version::Http11
     };
-    let status = parsed.code.unwrap_or_default();
+    let status = parsed.code.filter(|code| *code >= 100);
+    let status = status.ok_or(HeadError::Malformed("status below 100"))?;
     let reason = match parsed.reason {
         // httparse gives an empty phrase for one with bytes above 0x7F; the bytes themselves are kept (BYD-020).
         Some("") | None => raw_reason(bytes),
         Some(reason) => bytes.slice_ref(reason.as_bytes()),
     };
     let mut headers = collect(bytes, parsed.headers);
-    let framing = response_framing(&headers, status, to_head)?;
+    let framing = response_framing(&headers, version, status, to_head)?;
     let hop = strip_hop(&mut headers, status == 101);
     let keep_alive = framing != Framing::UntilClose
         && match version {
@@ -212,12 +213,16 @@ pub fn response(bytes: &Bytes, to_head: bool) -> Result<ReceivedResponse, HeadEr
     })
 }
 
-/// Trailers, up to and with the empty line; `None` when malformed.
+/// Trailers, up to and with the empty line; `None` when malformed. Their lines end in CRLF: as part of a chunked body
+/// they end where every parser ends them.
 #[must_use]
 pub fn trailers(bytes: &Bytes) -> Option<Headers> {
+    if memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r') {
+        return None;
+    }
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     match httparse::parse_headers(bytes, &mut fields) {
-        Ok(Status::Complete((_, fields))) => Some(collect(bytes, fields)),
+        Ok(Status::Complete((length, fields))) if length == bytes.len() => Some(collect(bytes, fields)),
         _ => None,
     }
 }
@@ -403,7 +408,7 @@ fn content_length(headers: &Headers) -> Result<Option<u64>, HeadError> {
     Ok(Some(value))
 }
 
-fn response_framing(headers: &Headers, status: u16, to_head: bool) -> Result<Framing, HeadError> {
+fn response_framing(headers: &Headers, version: Version, status: u16, to_head: bool) -> Result<Framing, HeadError> {
     if to_head || status < 200 || status == 204 || status == 304 {
         return Ok(Framing::None);
     }
@@ -414,6 +419,10 @@ fn response_framing(headers: &Headers, status: u16, to_head: bool) -> Result<Fra
     };
     if length.is_some() || codings.next().is_some() {
         return Err(HeadError::Malformed("two framings"));
+    }
+    // Whoever passed it on may not have known the coding (RFC 9112, section 6.1).
+    if version == Version::Http10 {
+        return Err(HeadError::Malformed("Transfer-Encoding in HTTP/1.0"));
     }
     chunked(coding)
 }

@@ -29,6 +29,25 @@ fn with_pieces<T>(pieces: &[&[u8]], run: impl AsyncFnOnce(&mut Conn) -> T) -> T 
     })
 }
 
+/// What a body is, or why it breaks; and whether the connection reads another request after it.
+fn read_body(sent: &[u8]) -> (Result<Vec<u8>, String>, bool) {
+    with_pieces(&[sent], async |conn| {
+        let first = std::future::poll_fn(|cx| conn.poll_request(cx)).await;
+        assert!(matches!(first, Ok(Some(_))), "{first:?}");
+        let mut body = Vec::new();
+        let body = loop {
+            match std::future::poll_fn(|cx| conn.poll_body(cx)).await {
+                Ok(Some(Frame::Data(data))) => body.extend_from_slice(&data),
+                Ok(Some(Frame::Trailers(_))) => {}
+                Ok(None) => break Ok(body),
+                Err(e) => break Err(e.to_string()),
+            }
+        };
+        let next = std::future::poll_fn(|cx| conn.poll_request(cx)).await;
+        (body, matches!(next, Ok(Some(_))))
+    })
+}
+
 /// All messages of a connection: method and path of each request, with its body.
 async fn read_all(conn: &mut Conn) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
@@ -127,6 +146,38 @@ fn chunk_sizes_that_parsers_disagree_on_are_refused() {
     assert_eq!(parse::chunk_size(b"1f ; a=b"), Some(31));
 }
 
+// spec: AUTHZ-113
+#[test]
+fn lines_of_the_chunked_coding_end_in_crlf_alone() {
+    let read = |body: &str| {
+        let next = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+        read_body(format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{body}{next}").as_bytes())
+    };
+    assert_eq!(read("3;a\r\nabc\r\n0\r\nT: 1\r\n\r\n"), (Ok(b"abc".to_vec()), true));
+    for body in [
+        "3\nabc\r\n0\r\n\r\n",
+        "3;a\nabc\r\n0\r\n\r\n",
+        "3\r\nabc\n0\r\n\r\n",
+        "3\r\nabc\r0\r\n\r\n",
+        "3\r\nabc\r\n0\n\r\n",
+        "3\r\nabc\r\n0\r\n\n",
+        "3\r\nabc\r\n0\r\nT: 1\n\r\n",
+        "3\r\nabc\r\n0\r\nT: 1\r\n\n",
+    ] {
+        let (read, next) = read(body);
+        assert!(read.is_err() && !next, "{body:?}: {read:?}, {next}");
+    }
+}
+
+// spec: SM-141, AUTHZ-113
+#[test]
+fn cr_alone_is_no_empty_line_before_a_request() {
+    for (before, found) in [("", 1), ("\r\n\n\r\n", 1), ("\r", 0), ("\r\r\n", 0), ("\n\r", 0)] {
+        let sent = format!("{before}GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(with_pieces(&[sent.as_bytes()], read_all).len(), found, "{before:?}");
+    }
+}
+
 // spec: AUTHZ-116, AUTHZ-069, AUTHZ-115
 #[test]
 fn targets_are_reduced_to_authority_and_path() {
@@ -167,11 +218,12 @@ fn responses_without_body_are_known_by_their_status() {
         Ok(Framing::Length(5))
     ));
     assert!(matches!(framing("HTTP/1.1 200", false), Ok(Framing::UntilClose)));
-    assert!(
-        framing(
-            "HTTP/1.1 200 x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
-            false
-        )
-        .is_err()
-    );
+    for head in [
+        "HTTP/1.1 200 x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+        "HTTP/1.0 200 x\r\nTransfer-Encoding: chunked",
+        "HTTP/1.1 099 x",
+        "HTTP/1.1 000 x",
+    ] {
+        assert!(framing(head, false).is_err(), "{head:?}");
+    }
 }
