@@ -1,7 +1,9 @@
 //! What the process may use of memory and descriptors, and what gives way when it is nearly used up (LIFE-083,
 //! LIFE-086, LIFE-087).
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use nix::libc;
 
 /// How close the process is to its memory limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,8 @@ pub struct Overload {
     /// Limit of the cgroup when the process began; 0: none.
     began: u64,
     pressure: AtomicU8,
+    /// Looks since pressure began.
+    looks: AtomicU32,
     resident: AtomicU64,
     /// Number above which a new descriptor is refused.
     most_descriptors: i32,
@@ -50,6 +54,7 @@ impl Overload {
             stated: stated.unwrap_or(0),
             began: cgroup_limit().unwrap_or(0),
             pressure: AtomicU8::new(0),
+            looks: AtomicU32::new(0),
             resident: AtomicU64::new(0),
             most_descriptors: most_descriptors(),
         }
@@ -63,15 +68,27 @@ impl Overload {
 
     /// Looks at memory; called every second.
     pub fn look(&self) {
-        let resident = resident();
+        let (mut resident, mut pressure) = self.measure();
+        if pressure == Pressure::None {
+            self.looks.store(0, Ordering::Relaxed);
+        } else if self.looks.fetch_add(1, Ordering::Relaxed) % TRIM_LOOKS == 1 {
+            give_back();
+            (resident, pressure) = self.measure();
+        }
         self.resident.store(resident, Ordering::Relaxed);
-        let pressure = self
-            .limit()
-            .map_or(Pressure::None, |limit| Pressure::of(resident, limit));
         let before = self.pressure.swap(pressure as u8, Ordering::Relaxed);
         if before != pressure as u8 {
             tracing::warn!(?pressure, resident, "memory pressure changed");
         }
+    }
+
+    fn measure(&self) -> (u64, Pressure) {
+        let resident = resident();
+        let limit = self.limit();
+        (
+            resident,
+            limit.map_or(Pressure::None, |limit| Pressure::of(resident, limit)),
+        )
     }
 
     /// The pressure at the last look.
@@ -90,6 +107,14 @@ impl Overload {
     pub fn admits(&self, descriptor: i32) -> bool {
         descriptor < self.most_descriptors
     }
+}
+
+/// Gives the system what was freed. The allocator keeps it wherever something younger is still in use, so that a crowd
+/// that has left would count for good, and the proxy refuse everybody because of it.
+fn give_back() {
+    #[expect(unsafe_code, reason = "there is no safe wrapper of malloc_trim")]
+    // SAFETY: it takes no pointer, and locks out the allocator's other users itself.
+    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 fn effective(stated: u64, began: u64, now: u64) -> Option<u64> {
@@ -127,6 +152,9 @@ pub fn resident() -> u64 {
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.map_or(0, |pages| pages * 4096)
 }
+
+/// Under pressure memory is given back at the second look and at each so many after it: those who allocate wait meanwhile.
+const TRIM_LOOKS: u32 = 3;
 
 #[cfg(test)]
 mod tests {

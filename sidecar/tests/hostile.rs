@@ -5,83 +5,17 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::process::{Process, Volumes};
-use support::{App, Authority, Client, LIMIT, address, wait_for, workload};
-
-/// A real proxy in front of an application.
-struct Victim {
-    proxy: Process,
-    front: SocketAddr,
-    /// Resident memory before the attack, in KiB.
-    before: u64,
-    _volumes: Volumes,
-}
-
-impl Victim {
-    fn new(app: &App) -> Self {
-        let volumes = Volumes::new(&Authority::new(), "app/echo");
-        let port = app.address.port();
-        volumes.configure(&format!(
-            "{}inbound:\n  ports: [{{port: {port}, protocol: http}}]\n",
-            workload("app/echo")
-        ));
-        volumes.endpoints(&[]);
-        let address = address();
-        let front = SocketAddr::new(address, port);
-        let proxy = Process::start(
-            &volumes,
-            address,
-            &["--inbound", &format!("{front}={}", app.address), "--concurrency", "1"],
-            &[],
-        );
-        let proxy = proxy.ready();
-        let this = Self {
-            before: 0,
-            proxy,
-            front,
-            _volumes: volumes,
-        };
-        for _ in 0..50 {
-            assert_eq!(this.call(), Some(200));
-        }
-        Self {
-            before: this.proxy.status("VmRSS"),
-            ..this
-        }
-    }
-
-    fn call(&self) -> Option<u16> {
-        let stream = TcpStream::connect(self.front).ok()?;
-        let mut client = Client::over(stream);
-        client
-            .stream
-            .write_all(b"GET / HTTP/1.1\r\nHost: echo\r\nConnection: close\r\n\r\n")
-            .ok()?;
-        client.receive().map(|answer| answer.status())
-    }
-
-    /// Memory that came on top, in KiB.
-    fn grown(&self) -> u64 {
-        self.proxy.status("VmRSS").saturating_sub(self.before)
-    }
-
-    /// Everybody else is served, the proxy's own ports answer, and memory has a bound.
-    fn stands(&self, most_kib: u64) {
-        let begin = Instant::now();
-        assert_eq!(self.call(), Some(200));
-        assert!(self.proxy.is_ready());
-        assert_eq!(self.proxy.get(15000, "/server_info").status(), 200);
-        assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
-        let grown = self.grown();
-        assert!(grown < most_kib, "{grown} KiB");
-    }
-}
+use socket2::{Domain, Socket, Type};
+use support::victim::Victim;
+use support::{App, LIMIT, wait_for};
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -115,12 +49,33 @@ struct Raw(TcpStream);
 
 impl Raw {
     fn open(front: SocketAddr, settings: &[u8]) -> Self {
-        let mut stream = TcpStream::connect(front).expect("the proxy listens");
+        Self::over(TcpStream::connect(front).expect("the proxy listens"), settings)
+    }
+
+    /// A client whose kernel takes no more than a few KiB that it does not read.
+    fn narrow(front: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::for_address(front), Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("option");
+        socket.connect(&front.into()).expect("the proxy listens");
+        Self::over(socket.into(), &[])
+    }
+
+    fn over(mut stream: TcpStream, settings: &[u8]) -> Self {
         stream.set_read_timeout(Some(LIMIT)).expect("option");
         stream.set_write_timeout(Some(Duration::from_secs(2))).expect("option");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("sent");
         stream.write_all(&frame(SETTINGS, 0, 0, settings)).expect("sent");
         Self(stream)
+    }
+
+    /// Sends the same frames again and again, until the proxy takes no more or so many bytes are sent.
+    fn flood(&mut self, frames: &[u8], most_bytes: usize) {
+        let batch = frames.repeat(16_384 / frames.len());
+        for _ in 0..most_bytes / batch.len() {
+            if self.0.write_all(&batch).is_err() {
+                return;
+            }
+        }
     }
 
     /// Whether the proxy ends the connection, by GOAWAY or otherwise.
@@ -142,7 +97,7 @@ impl Raw {
 #[test]
 fn rapid_resets_end_the_connection() {
     let app = App::echo();
-    let victim = Victim::new(&app);
+    let victim = Victim::new(app.address);
     let before = app.count();
     let mut raw = Raw::open(victim.front, &[]);
     let mut stopped = false;
@@ -171,7 +126,7 @@ fn rapid_resets_end_the_connection() {
 #[test]
 fn endless_header_blocks_end_the_connection() {
     let app = App::echo();
-    let victim = Victim::new(&app);
+    let victim = Victim::new(app.address);
     let mut raw = Raw::open(victim.front, &[]);
     raw.0
         .write_all(&frame(HEADERS, END_STREAM, 1, &get("/")))
@@ -193,7 +148,7 @@ fn endless_header_blocks_end_the_connection() {
 #[test]
 fn references_to_one_large_field_do_not_multiply() {
     let app = App::echo();
-    let victim = Victim::new(&app);
+    let victim = Victim::new(app.address);
     let mut raw = Raw::open(victim.front, &[]);
     // A field of 4,000 bytes that enters the dynamic table, and 16,000 references to it.
     let mut block = get("/");
@@ -222,6 +177,75 @@ fn references_to_one_large_field_do_not_multiply() {
     );
 }
 
+/// Frames that their receiver must acknowledge.
+fn acknowledged() -> [Vec<u8>; 3] {
+    let window = |bytes: u32| [&[0, 4][..], &bytes.to_be_bytes()].concat();
+    [
+        frame(SETTINGS, 0, 0, &[]),
+        frame(PING, 0, 0, &[7; 8]),
+        // Each changes the windows of all streams.
+        [
+            frame(SETTINGS, 0, 0, &window(1)),
+            frame(SETTINGS, 0, 0, &window(65_535)),
+        ]
+        .concat(),
+    ]
+}
+
+// spec: LIFE-089
+#[test]
+fn acknowledgements_that_nobody_reads_are_not_queued() {
+    let app = App::echo();
+    let victim = Victim::new(app.address);
+    for frames in acknowledged() {
+        let mut raw = Raw::narrow(victim.front);
+        raw.flood(&frames, 64 << 20);
+        victim.stands(16 << 10);
+        // Nor does it turn in a circle.
+        wait_for("rest", || {
+            let begun = victim.proxy.cpu();
+            support::pause(Duration::from_millis(300));
+            victim.proxy.cpu() - begun < Duration::from_millis(60)
+        });
+    }
+}
+
+// spec: LIFE-089
+#[test]
+fn a_flood_that_is_read_holds_nobody_up() {
+    let app = large_app();
+    let victim = Victim::new(app.address);
+    for frames in acknowledged() {
+        let mut raw = Raw::open(victim.front, &[]);
+        for stream in 0..100u32 {
+            let head = frame(HEADERS, END_STREAM | END_HEADERS, stream * 2 + 1, &get("/hang"));
+            raw.0.write_all(&head).expect("sent");
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut reader, told) = (raw.0.try_clone().expect("clone"), stop.clone());
+        let read = std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while !told.load(Ordering::SeqCst) && reader.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        });
+        let (told, begun) = (stop.clone(), Arc::new(AtomicBool::new(false)));
+        let tell = begun.clone();
+        let write = std::thread::spawn(move || {
+            while !told.load(Ordering::SeqCst) {
+                raw.flood(&frames, 1 << 18);
+                tell.store(true, Ordering::SeqCst);
+            }
+            let _ = raw.0.shutdown(std::net::Shutdown::Both);
+        });
+        wait_for("the flood", || begun.load(Ordering::SeqCst));
+        for _ in 0..20 {
+            victim.stands(24 << 10);
+        }
+        stop.store(true, Ordering::SeqCst);
+        write.join().expect("no panic");
+        read.join().expect("no panic");
+    }
+}
+
 /// Answers `/large` with 8 MiB, `/hang` not at all.
 fn large_app() -> App {
     App::new(Arc::new(|seen, stream| {
@@ -240,7 +264,7 @@ fn large_app() -> App {
 #[test]
 fn windows_that_never_open_hold_little() {
     let app = large_app();
-    let victim = Victim::new(&app);
+    let victim = Victim::new(app.address);
     // SETTINGS_INITIAL_WINDOW_SIZE 0.
     let mut raw = Raw::open(victim.front, &[0, 4, 0, 0, 0, 0]);
     for stream in 0..100u32 {

@@ -6,6 +6,7 @@
 pub mod net;
 pub mod process;
 pub mod rules;
+pub mod victim;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -588,6 +589,25 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
         // Not a spin: what is waited for needs the processor, too.
         std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Waits until a number has reached `goal`, for as long as it goes on growing.
+pub fn wait_for_count(what: &str, goal: usize, mut count: impl FnMut() -> usize) {
+    let (mut best, mut since) = (0, Instant::now());
+    loop {
+        let now = count();
+        if now >= goal {
+            return;
+        }
+        if now > best {
+            (best, since) = (now, Instant::now());
+        }
+        assert!(
+            since.elapsed() < LIMIT,
+            "{what}: {best} of {goal}, none within {LIMIT:?}"
+        );
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 
