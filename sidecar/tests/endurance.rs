@@ -201,6 +201,71 @@ fn no_request_fails_and_no_connection_ends_in_100_activations_under_load() {
     );
 }
 
+// spec: BYD-003, BYD-001, LIFE-052, LIFE-041
+#[test]
+fn a_thousand_changes_of_all_kinds_leave_nothing_behind() {
+    const CHANGES: usize = 1000;
+    const SESSIONS: usize = 20;
+    let http_app = app();
+    let server = server(http_app.address, echo_app());
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let mut upgrade = Client::connect(server.http);
+        let asked = upgrade.get("/", "Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        assert_eq!(asked.status(), 101);
+        sessions.push(upgrade.stream);
+        let opaque = TcpStream::connect(server.tcp).expect("the proxy listens");
+        opaque.set_read_timeout(Some(LIMIT)).expect("option");
+        sessions.push(opaque);
+    }
+    let authority = Authority::new();
+    let mut client = Client::connect(server.http);
+    let mut change = |number: usize| {
+        if number.is_multiple_of(10) {
+            server.volumes.identify(&authority, "app/echo");
+        }
+        if number.is_multiple_of(5) {
+            let hosts = [nobody("s"), nobody(&format!("t{number}"))];
+            let revision = server.volumes.endpoints_of(&hosts);
+            server.proxy.wait_for_endpoints(&revision);
+        }
+        let revision = server
+            .volumes
+            .configure(&bundle(number, server.ports.0, server.ports.1));
+        server.proxy.wait_for_config(&revision);
+        // The workers take it up, and let go of the one before.
+        assert_eq!(client.get("/", "").status(), 200);
+        bounce(&mut sessions[number % (2 * SESSIONS)]);
+    };
+    // What is allocated once is allocated by then.
+    (1..=CHANGES / 5).for_each(&mut change);
+    let state = || {
+        let proxy = &server.proxy;
+        (proxy.descriptors(), proxy.status("Threads"), proxy.status("VmRSS"))
+    };
+    let (descriptors, threads, memory) = state();
+    (CHANGES / 5 + 1..=CHANGES).for_each(&mut change);
+    sessions.iter_mut().for_each(bounce);
+    // What asked for the state has its connections closed a moment later.
+    wait_for("as many descriptors as before", || state().0 <= descriptors);
+    let (_, threads_now, memory_now) = state();
+    println!(
+        "{memory} KiB after {}, {memory_now} KiB after {CHANGES} changes",
+        CHANGES / 5
+    );
+    assert!(threads_now <= threads, "{threads_now} threads, {threads} before");
+    // A few KiB that each change left would be as much again; the allocator's own coming and going is less.
+    assert!(
+        memory_now < memory + memory / 10 + 1024,
+        "{memory_now} KiB, {memory} KiB before"
+    );
+    let metrics = server.proxy.get(15090, "/stats/prometheus").text();
+    assert!(
+        metrics.contains(&format!("weft_config_activated_total {}\n", CHANGES + 1)),
+        "{metrics}"
+    );
+}
+
 // spec: LIFE-042
 #[test]
 fn a_large_configuration_costs_the_workers_nothing() {
