@@ -30,7 +30,7 @@ STATIC := --profile image --locked --target $(TARGET) --config 'target.$(TARGET)
 # alone Cargo would choose other features, and build every dependency again.
 test_programs = $(patsubst %,--test %,$(filter-out cluster,$(sort $(basename $(notdir $(wildcard $(1:%=%/tests/*.rs)))))))
 
-.PHONY: help build test lint unit golden proxy local conformance cluster crds config golden-update deny bench fuzz \
+.PHONY: help build test lint unit golden proxy local conformance cluster crds config golden-update deny bench fuzz fuzz-keep \
 	images e2e propagation demo demo-cluster ci
 
 help: ## This list
@@ -58,8 +58,8 @@ unit: ## Tests beside the code
 golden: ## What is rendered, injected and generated, against what is checked in
 	$(CARGO) test --locked --workspace $(call test_programs,bundle crds operator webhook e2e/dist)
 
-proxy: ## The proxy and the sample application, with real sockets and network namespaces
-	$(CARGO) test --locked --workspace $(call test_programs,sidecar e2e/app)
+proxy: ## The proxy and the sample application, with real sockets and network namespaces; what fuzzing found
+	$(CARGO) test --locked --workspace $(call test_programs,sidecar e2e/app fuzz)
 
 local: build ## Local mode
 	$(CARGO) test --locked --workspace $(call test_programs,cli)
@@ -100,16 +100,12 @@ deny: ## Licences, second TLS stacks, duplicates, advisories
 bench: ## Weft and its peers side by side (QUICK=1: for a look; RECORD=1: into docs/performance.md)
 	bench/run $(if $(QUICK),--quick) $(if $(RECORD),--record)
 
-fuzz: ## Each fuzz target for FUZZ_SECONDS; needs cargo-fuzz, and a nightly toolchain or this one told to act as such
-	@if ! $(CARGO) fuzz --version >/dev/null 2>&1; then \
-		echo "cargo-fuzz is not installed (cargo install --locked cargo-fuzz)" >&2; exit 1; \
-	fi; \
-	toolchain=; \
-	if rustup toolchain list 2>/dev/null | grep -q ^nightly; then toolchain=+nightly; else export RUSTC_BOOTSTRAP=1; fi; \
-	for target in $$($(CARGO) fuzz list --fuzz-dir fuzz); do \
-		echo "== $$target"; mkdir -p "fuzz/target/found/$$target"; \
-		$(CARGO) $$toolchain fuzz run --fuzz-dir fuzz "$$target" "fuzz/target/found/$$target" "fuzz/corpus/$$target" -- \
-			-max_total_time=$(FUZZ_SECONDS) -max_len=16384; \
+fuzz: ## Each fuzz target for FUZZ_SECONDS (ONLY=NAME one); needs cargo-fuzz
+	fuzz/run $(FUZZ_SECONDS) $(ONLY)
+
+fuzz-keep: ## Adds to fuzz/corpus what make fuzz found and reaches further
+	@for target in $$($(CARGO) fuzz list --fuzz-dir fuzz); do \
+		target/fuzz/$(TARGET)/release/$$target -set_cover_merge=1 -max_len=1024 "fuzz/corpus/$$target" "target/fuzz/found/$$target"; \
 	done
 
 images: build ## dist/images/*.tar: static programs in archives for every container runtime, without a container engine
