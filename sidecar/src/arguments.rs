@@ -95,6 +95,15 @@ pub struct Run {
     /// Address of the explicit HTTP proxy for the application. Without redirect
     #[arg(long)]
     pub http_proxy: Option<SocketAddr>,
+    /// Answer the application's queries for names; has to be what `init` was told
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = switch, default_value = "false")]
+    pub dns_capture: bool,
+    /// Port of the resolver, on loopback
+    #[arg(long, default_value_t = crate::init::names::PORT)]
+    pub dns_port: u16,
+    /// File that names the servers of the pod's resolver
+    #[arg(long, default_value = crate::dns::RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
     /// Worker threads; 0: one for each CPU
     #[arg(long, env = "WEFT_CONCURRENCY")]
     pub concurrency: Option<usize>,
@@ -203,6 +212,15 @@ pub fn unknown_variables() -> Vec<String> {
         .collect()
 }
 
+/// A switch as the Go programs of other meshes read it; an empty text is off.
+pub(crate) fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
+        _ => Err("true or false".to_owned()),
+    }
+}
+
 /// `90s`, `500ms`, `2m`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -227,6 +245,12 @@ impl Run {
     #[must_use]
     pub fn is_transparent(&self) -> bool {
         self.is_redirected() && self.interception_mode == Interception::Tproxy
+    }
+
+    /// Whether queries for names are redirected to the proxy (NET-090).
+    #[must_use]
+    pub fn captures_names(&self) -> bool {
+        self.dns_capture && self.is_redirected() && self.interception_mode != Interception::None
     }
 
     /// Worker threads (LIFE-084).
@@ -378,6 +402,24 @@ mod tests {
         assert!(run(&["--concurrency", "0"]).workers() >= 1);
         assert_eq!(run(&["--cpu-limit", "5", "--cpu-limit-set", "true"]).workers(), 5);
         assert!(run(&["--cpu-limit", "64"]).workers() <= 2);
+    }
+
+    // spec: NET-090, LOC-060
+    #[test]
+    fn names_are_captured_where_traffic_is_and_that_is_asked_for() {
+        assert!(!run(&[]).captures_names());
+        for on in [
+            &["--dns-capture"][..],
+            &["--dns-capture", "true"],
+            &["--dns-capture", "1"],
+        ] {
+            assert!(run(on).captures_names(), "{on:?}");
+        }
+        assert!(!run(&["--dns-capture", "false"]).captures_names());
+        assert!(!run(&["--dns-capture", "--interception-mode", "NONE"]).captures_names());
+        assert!(!run(&["gateway", "--dns-capture"]).captures_names());
+        assert!(!run(&["--dns-capture", "--http-proxy", "127.0.0.1:4000"]).captures_names());
+        assert!(Arguments::try_parse_from(["weft-proxy", "run", "--dns-capture", "maybe"]).is_err());
     }
 
     // spec: LIFE-006, LIFE-097, LOC-060

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 mod backend;
 mod iptables;
 mod layout;
+pub mod names;
 mod netlink;
 mod nftables;
 mod routing;
@@ -21,6 +22,7 @@ pub mod validate;
 
 pub use backend::Backend;
 pub use iptables::tool::Variant;
+pub use names::Names;
 pub use nftables::{ApplyError, Family, Nat, apply_nat, remove_table};
 
 /// Parameters of the redirect.
@@ -92,6 +94,18 @@ pub struct Arguments {
     /// Replace an earlier redirect that differs, where iptables has one; otherwise it is added to, with a warning
     #[arg(long, env = "WEFT_INTERCEPTION_RECONCILE", action = clap::ArgAction::Set, default_value_t = true)]
     pub reconcile: bool,
+    /// Capture queries for names to the servers of the pod's resolver
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = crate::arguments::switch, default_value = "false")]
+    pub dns_capture: bool,
+    /// Capture queries for names to whatever server, where queries are captured
+    #[arg(long, env = "CAPTURE_ALL_DNS", num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = crate::arguments::switch, default_value = "false")]
+    pub capture_all_dns: bool,
+    /// Where captured queries for names go
+    #[arg(long, default_value_t = names::PORT)]
+    pub dns_port: u16,
+    /// File that names the servers of the pod's resolver
+    #[arg(long, default_value = crate::dns::RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
     /// Print the rules and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -225,6 +239,8 @@ pub enum Condition {
         /// Any other.
         other: bool,
     },
+    /// Source port.
+    SourcePort(u16),
     /// Source in a range.
     Source(Cidr),
     /// Destination in a range, or outside of it; the family is that of the range.
@@ -286,6 +302,8 @@ pub enum Verdict {
     Save,
     /// Marks it as its connection is, and the next rule is looked at.
     Restore,
+    /// Tracks its connection apart from those of other zones.
+    Zone(u16),
 }
 
 /// A rule: all conditions hold.
@@ -308,8 +326,21 @@ pub struct Rules {
     pub transparent: Option<Transparent>,
     /// In front of everything that arrives (NET-110).
     pub dropping: Vec<Rule>,
-    /// Where captured inbound connections go; everything else that is captured is outbound.
+    /// Zones of queries for names (NET-093); `None` where none are captured.
+    pub zones: Option<Zones>,
+    /// Where captured inbound connections go.
     pub inbound_port: u16,
+    /// Where captured queries for names go; everything else that is captured is outbound.
+    pub dns_port: u16,
+}
+
+/// Which connections are tracked apart from the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zones {
+    /// Of packets that arrive.
+    pub arriving: Vec<Rule>,
+    /// Of packets that leave.
+    pub leaving: Vec<Rule>,
 }
 
 /// What TPROXY needs beside the rules for packets that arrive.
@@ -325,12 +356,13 @@ pub struct Transparent {
     pub marking: Vec<Rule>,
 }
 
-/// The rules that the parameters ask for, in the order in which they are looked at.
+/// The rules that the parameters ask for, in the order in which they are looked at. `names` is what is captured of
+/// queries for names.
 #[must_use]
-pub fn rules(arguments: &Arguments) -> Rules {
+pub fn rules(arguments: &Arguments, names: &Names) -> Rules {
     Rules {
         inbound: inbound(arguments),
-        outbound: outbound(arguments),
+        outbound: outbound(arguments, names),
         dropping: if arguments.drop_invalid {
             vec![Rule {
                 conditions: vec![Condition::Invalid],
@@ -339,8 +371,10 @@ pub fn rules(arguments: &Arguments) -> Rules {
         } else {
             Vec::new()
         },
-        transparent: (arguments.interception_mode == Mode::Tproxy).then(|| transparent::rules(arguments)),
+        transparent: (arguments.interception_mode == Mode::Tproxy).then(|| transparent::rules(arguments, names)),
+        zones: names.zones(arguments),
         inbound_port: arguments.inbound_port,
+        dns_port: arguments.dns_port,
     }
 }
 
@@ -372,7 +406,7 @@ fn inbound(arguments: &Arguments) -> Vec<Rule> {
 }
 
 /// Section C: NET-040..NET-053.
-fn outbound(arguments: &Arguments) -> Vec<Rule> {
+fn outbound(arguments: &Arguments, names: &Names) -> Vec<Rule> {
     let lo = || Condition::Output("lo".to_owned());
     let port = |port| Condition::Port { port, other: false };
     let mut out = Vec::new();
@@ -397,12 +431,21 @@ fn outbound(arguments: &Arguments) -> Vec<Rule> {
                 port: TUNNEL_PORT,
                 other: true,
             };
-            let self_call = vec![lo(), Condition::Tcp, tunnel, outside, proxy.clone()];
+            let mut self_call = vec![lo(), Condition::Tcp, tunnel];
+            self_call.extend(names.other_port());
+            self_call.extend([outside, proxy.clone()]);
             out.push(to(self_call, arguments.inbound_port));
         }
-        out.push(leave(vec![lo(), Condition::Owner { owner, other: true }]));
+        // A server that the pod itself runs is captured, too.
+        let mut own = vec![lo()];
+        if let Some(other_port) = names.other_port() {
+            own.extend([Condition::Tcp, other_port]);
+        }
+        own.push(Condition::Owner { owner, other: true });
+        out.push(leave(own));
         out.push(leave(vec![proxy]));
     }
+    out.extend(names.capture(arguments.dns_port));
     let within = |range| Condition::Destination { range, other: false };
     out.extend(LOOPBACK.map(|address| leave(vec![within(single(address))])));
     out.extend(
@@ -446,6 +489,10 @@ fn contradiction(arguments: &Arguments) -> Option<String> {
         ));
     }
     let (own, tproxy) = (arguments.proxy_mark, arguments.tproxy_mark);
+    let ports = [arguments.outbound_port, arguments.inbound_port];
+    if arguments.dns_capture && ports.contains(&arguments.dns_port) {
+        return Some("--dns-port must differ from --outbound-port and --inbound-port".to_owned());
+    }
     if own.is_some() && arguments.interception_mode == Mode::Tproxy {
         return Some("--proxy-mark cannot be used with --interception-mode TPROXY".to_owned());
     }
@@ -473,11 +520,16 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         eprintln!("weft-proxy init: {problem}");
         return ExitCode::from(2);
     }
-    let rules = rules(arguments);
     if arguments.print_config {
         println!("{arguments:#?}");
         return ExitCode::SUCCESS;
     }
+    let names = if arguments.cleanup {
+        Names::default()
+    } else {
+        Names::read(arguments)
+    };
+    let rules = rules(arguments, &names);
     let result = if arguments.cleanup {
         remove(arguments)
     } else if arguments.dry_run {
@@ -559,6 +611,10 @@ impl fmt::Display for Rules {
             chains.push((transparent::RULES, "prerouting", saving));
             chains.push((transparent::RULES, "weft-output", marking));
         }
+        if let Some(Zones { arriving, leaving }) = &self.zones {
+            chains.push((names::ZONES, "weft-inbound", arriving));
+            chains.push((names::ZONES, "weft-output", leaving));
+        }
         for (table, name, rules) in chains {
             writeln!(f, "table inet {table} chain {name}")?;
             for rule in rules {
@@ -583,6 +639,7 @@ impl fmt::Display for Rule {
             Verdict::Mark(mark) => write!(f, "meta mark set {mark}"),
             Verdict::Save => f.write_str("ct mark set meta mark"),
             Verdict::Restore => f.write_str("meta mark set ct mark"),
+            Verdict::Zone(zone) => write!(f, "ct zone set {zone} return"),
         }
     }
 }
@@ -597,6 +654,7 @@ impl fmt::Display for Condition {
             Self::Tcp => f.write_str("meta l4proto tcp"),
             Self::Udp => f.write_str("meta l4proto udp"),
             Self::Port { port, other } => write!(f, "th dport {}{port}", not(other)),
+            Self::SourcePort(port) => write!(f, "th sport {port}"),
             Self::Source(range) => write!(f, "{} saddr {range}", family(range)),
             Self::Destination { range, other } => write!(f, "{} daddr {}{range}", family(range), not(other)),
             Self::Owner {
@@ -642,6 +700,8 @@ fn single(address: IpAddr) -> Cidr {
 
 /// Table of the redirect (NET-101).
 pub const TABLE: &str = "weft-nat";
+/// All tables of the redirect.
+const TABLES: [&str; 3] = [TABLE, transparent::RULES, names::ZONES];
 const TUNNEL_PORT: u16 = 15008;
 const HEALTH_PORT: u16 = 15021;
 const METRICS_PORT: u16 = 15090;

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cluster;
 pub mod connect;
 pub mod detect;
+pub mod dns;
 pub mod exchange;
 pub mod http;
 pub mod inbound;

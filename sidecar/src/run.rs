@@ -1,6 +1,7 @@
 //! `run`: from arguments to a serving process, and to its end (spec: lifecycle.md A, B, C).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::arguments::{Form, Interception, Run};
+use crate::dns;
 use crate::locality::Here;
 use crate::log::LogControl;
 use crate::probe::Probes;
@@ -84,6 +86,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
             .serve(Port::Admin, SocketAddr::new(address, arguments.admin_port))
             .await?;
     }
+    let names = tokio::spawn(serve_names(arguments.resolv_conf.clone(), shared.clone()));
     let watched = reload.clone();
     std::thread::Builder::new()
         .name("reload".to_owned())
@@ -129,6 +132,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         let _ = shared.http_proxy.set(port);
     }
     let opened = async {
+        names.await??;
         loop {
             // It makes a runtime of its own for a moment, which must not be dropped on this one's thread.
             let starting = shared.clone();
@@ -195,6 +199,32 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     }
     info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Begins to answer queries for names, where they are captured. Until the configuration is there all are forwarded
+/// (NET-095).
+async fn serve_names(resolv_conf: PathBuf, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let addresses = &shared.settings.dns;
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let servers = dns::servers(&resolv_conf).unwrap_or_else(|e| {
+        warn!(file = %resolv_conf.display(), error = %e, "no server for names outside of the mesh");
+        Vec::new()
+    });
+    loop {
+        match dns::Sockets::open(addresses) {
+            // As with the other ports of NET-012.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                tracing::error!(error = %e, "address in use");
+                tokio::time::sleep(PORT_PAUSE).await;
+            }
+            sockets => {
+                info!(?addresses, ?servers, "DNS capture");
+                return dns::start(shared.clone(), sockets?, servers).context("start the resolver");
+            }
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -345,6 +375,12 @@ fn settings(arguments: &Run) -> Settings {
     Settings {
         workers: arguments.workers(),
         listeners,
+        dns: if arguments.captures_names() {
+            let at = |address| SocketAddr::new(address, arguments.dns_port);
+            loopbacks().into_iter().map(at).collect()
+        } else {
+            Vec::new()
+        },
         addresses: if arguments.is_redirected() {
             arguments.pod_ips.clone()
         } else {

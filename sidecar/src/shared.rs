@@ -110,6 +110,8 @@ pub struct Settings {
     pub workers: usize,
     /// Listeners, opened by every worker.
     pub listeners: Vec<Listener>,
+    /// Where queries for names are answered (NET-007); empty: they are not captured.
+    pub dns: Vec<SocketAddr>,
     /// The pod's own addresses (NET-014). Empty: no inbound destination is refused as foreign.
     pub addresses: Vec<IpAddr>,
     /// Mark of the proxy's own sockets where the redirect tells it by mark, not owner (NET-112).
@@ -149,6 +151,7 @@ impl Default for Settings {
         Self {
             workers: 1,
             listeners: Vec::new(),
+            dns: Vec::new(),
             addresses: Vec::new(),
             mark: None,
             inbound_source: false,

@@ -148,10 +148,16 @@ pub enum Counter {
     AcceptFailed,
     /// `weft_descriptors_refused_total` (LIFE-087).
     DescriptorsUsed,
+    /// `weft_dns_answered_total` (NET-094).
+    DnsAnswered,
+    /// `weft_dns_forwarded_total` (NET-094).
+    DnsForwarded,
+    /// `weft_dns_failed_total` (NET-094).
+    DnsFailed,
 }
 
 impl Counter {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 14] = [
         Self::InboundSelfPort,
         Self::InboundForeignDestination,
         Self::VipFallback,
@@ -163,6 +169,9 @@ impl Counter {
         Self::TaskPanic,
         Self::AcceptFailed,
         Self::DescriptorsUsed,
+        Self::DnsAnswered,
+        Self::DnsForwarded,
+        Self::DnsFailed,
     ];
 
     fn describe(self) -> (&'static str, &'static str) {
@@ -196,6 +205,12 @@ impl Counter {
                 "weft_descriptors_refused_total",
                 "Connections refused because descriptors were nearly used up.",
             ),
+            Self::DnsAnswered => ("weft_dns_answered_total", "Captured DNS queries for names of the mesh."),
+            Self::DnsForwarded => (
+                "weft_dns_forwarded_total",
+                "Captured DNS queries that servers were asked.",
+            ),
+            Self::DnsFailed => ("weft_dns_failed_total", "Captured DNS queries without an answer."),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::iptables::tool::{Places, Tool, Variant, has_net_raw};
 use super::iptables::{self, Family};
 use super::nftables::{self, ApplyError};
-use super::{Arguments, Rules, TABLE, transparent};
+use super::{Arguments, Rules, TABLES};
 
 /// Who gets the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -126,7 +126,7 @@ pub(super) fn text(rules: &Rules, chosen: &Chosen) -> String {
 fn remove_tables() -> Result<(), ApplyError> {
     // A kernel without nftables has none.
     let present = nftables::tables().unwrap_or_default();
-    for table in [TABLE, transparent::RULES] {
+    for table in TABLES {
         if present.iter().any(|name| name == table) {
             nftables::remove_table(table)?;
         }

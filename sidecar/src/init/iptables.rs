@@ -79,6 +79,9 @@ pub(super) fn tables(rules: &Rules, family: Family) -> Vec<Table> {
             let chain = spelled(target.chain());
             let rests = match target {
                 Target::Outbound(port) | Target::Inbound(port) => vec![format!("-p tcp -j REDIRECT --to-ports {port}")],
+                Target::Names(port) => ["tcp", "udp"]
+                    .map(|protocol| format!("-p {protocol} -j REDIRECT --to-ports {port}"))
+                    .to_vec(),
                 Target::Drop => vec!["-j DROP".to_owned()],
                 Target::Divert => vec![format!("-j MARK --set-mark {mark}"), "-j ACCEPT".to_owned()],
                 // Drops what nobody listens for.
@@ -120,14 +123,24 @@ fn text(rules: &Rules, rule: &Rule, family: Family) -> Option<String> {
     } else {
         "tcp"
     };
+    // One match for all of them: a second one of the same kind is not told from the first when rules are compared.
+    let others: Vec<String> = rule.conditions.iter().filter_map(other_port).collect();
     let mut words = Vec::new();
     for condition in &rule.conditions {
+        if others.len() > 1 && other_port(condition).is_some() {
+            let ports = format!("-m multiport ! --dports {}", others.join(","));
+            if !words.contains(&ports) {
+                words.push(ports);
+            }
+            continue;
+        }
         let not = |other: &bool| if *other { "! " } else { "" };
         words.push(match condition {
             Condition::Input(name) => format!("-i {name}"),
             Condition::Output(name) => format!("-o {name}"),
             Condition::Tcp | Condition::Udp => format!("-p {protocol}"),
             Condition::Port { port, other } => format!("-m {protocol} {}--dport {port}", not(other)),
+            Condition::SourcePort(port) => format!("-m {protocol} --sport {port}"),
             Condition::Source(range) if family.has(range.address) => format!("-s {range}"),
             Condition::Destination { range, other } if family.has(range.address) => format!("{}-d {range}", not(other)),
             Condition::Source(_) | Condition::Destination { .. } => return None,
@@ -147,11 +160,21 @@ fn text(rules: &Rules, rule: &Rule, family: Family) -> Option<String> {
         (Verdict::Mark(mark), None) => format!("-j MARK --set-mark {mark}"),
         (Verdict::Save, None) => "-j CONNMARK --save-mark".to_owned(),
         (Verdict::Restore, None) => "-j CONNMARK --restore-mark".to_owned(),
+        // The first zone counts, whatever follows.
+        (Verdict::Zone(zone), None) => format!("-j CT --zone {zone}"),
         (Verdict::Leave | Verdict::To(_) | Verdict::Transparent(_) | Verdict::Divert | Verdict::Drop, None) => {
             "-j RETURN".to_owned()
         }
     });
     Some(words.join(" "))
+}
+
+/// The port that a packet must not go to.
+fn other_port(condition: &Condition) -> Option<String> {
+    match condition {
+        Condition::Port { port, other: true } => Some(port.to_string()),
+        _ => None,
+    }
 }
 
 /// The name of a chain as iptables has it.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Rule, Rules, TABLE, Verdict, transparent};
+use super::{Rule, Rules, TABLE, Verdict, Zones, names, transparent};
 
 /// A table and its chains.
 pub(super) struct Table<'a> {
@@ -79,7 +79,15 @@ pub(super) fn layout(rules: &Rules) -> Vec<Table<'_>> {
         }
     }
     nat.push(outbound);
-    let tables = [(TABLE, nat), (transparent::RULES, mangle)].map(|(name, chains)| Table { name, chains });
+    let raw = rules.zones.as_ref().map(|Zones { arriving, leaving }| {
+        vec![
+            jump(&RAW_PREROUTING, "weft-inbound", arriving),
+            jump(&RAW_OUTPUT, "weft-output", leaving),
+        ]
+    });
+    let raw = raw.unwrap_or_default();
+    let tables =
+        [(TABLE, nat), (transparent::RULES, mangle), (names::ZONES, raw)].map(|(name, chains)| Table { name, chains });
     tables.into_iter().filter(|table| !table.chains.is_empty()).collect()
 }
 
@@ -88,6 +96,7 @@ pub(super) fn layout(rules: &Rules) -> Vec<Table<'_>> {
 pub(super) enum Target {
     Outbound(u16),
     Inbound(u16),
+    Names(u16),
     Transparent(u16),
     Divert,
     Drop,
@@ -98,11 +107,12 @@ impl Target {
     pub(super) fn of(rules: &Rules, verdict: Verdict) -> Option<Self> {
         match verdict {
             Verdict::To(port) if port == rules.inbound_port => Some(Self::Inbound(port)),
+            Verdict::To(port) if port == rules.dns_port => Some(Self::Names(port)),
             Verdict::To(port) => Some(Self::Outbound(port)),
             Verdict::Transparent(port) => Some(Self::Transparent(port)),
             Verdict::Divert => Some(Self::Divert),
             Verdict::Drop => Some(Self::Drop),
-            Verdict::Leave | Verdict::Mark(_) | Verdict::Save | Verdict::Restore => None,
+            Verdict::Leave | Verdict::Mark(_) | Verdict::Save | Verdict::Restore | Verdict::Zone(_) => None,
         }
     }
 
@@ -110,6 +120,7 @@ impl Target {
         match self {
             Self::Outbound(_) => "weft-redirect",
             Self::Inbound(_) => "weft-in-redirect",
+            Self::Names(_) => "weft-output-dns",
             Self::Transparent(_) => "weft-tproxy",
             Self::Divert => "weft-divert",
             Self::Drop => "weft-drop",
@@ -141,7 +152,20 @@ const MANGLE_OUTPUT: Base = Base {
     priority: PRIORITY_MANGLE,
     kind: "route",
 };
+/// In front of the tracking of connections.
+const RAW_PREROUTING: Base = Base {
+    name: "prerouting",
+    hook: HOOK_PREROUTING,
+    priority: PRIORITY_RAW,
+    kind: "filter",
+};
+const RAW_OUTPUT: Base = Base {
+    name: "output",
+    hook: HOOK_OUTPUT,
+    ..RAW_PREROUTING
+};
 const HOOK_PREROUTING: u32 = 0;
 const HOOK_OUTPUT: u32 = 3;
 const PRIORITY_DSTNAT: i32 = -100;
 const PRIORITY_MANGLE: i32 = -150;
+const PRIORITY_RAW: i32 = -300;

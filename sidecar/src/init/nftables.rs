@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::layout::{Base, NAT_OUTPUT, NAT_PREROUTING, Table, Target, layout};
 use super::netlink::{Message, attribute, dump, transact};
-use super::{Cidr, Condition, Rule, Rules, TABLE, Verdict, transparent};
+use super::{Cidr, Condition, Rule, Rules, TABLES, Verdict};
 use expression::{
     Code, counter, destination_nat, draw, give_to, matching, redirect_to, reset, restore_mark, save_mark, set_mark,
-    verdict,
+    set_zone, verdict,
 };
 
 mod expression;
@@ -76,7 +76,8 @@ fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; the capability NET_ADMIN is needed",
         io::ErrorKind::NotFound | io::ErrorKind::Unsupported => {
-            "; a kernel with nftables NAT in family inet (5.2) is needed"
+            "; a kernel with nftables NAT in family inet (5.2), and for DNS capture with zones of connection tracking, is \
+             needed"
         }
         _ => "",
     }
@@ -89,7 +90,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// See [`ApplyError`].
 pub(super) fn apply(rules: &Rules) -> Result<(), ApplyError> {
     let mut batch = Batch::new(NFPROTO_INET);
-    for table in [TABLE, transparent::RULES] {
+    for table in TABLES {
         batch.table(NFT_MSG_NEWTABLE, table);
         batch.table(NFT_MSG_DELTABLE, table);
     }
@@ -329,7 +330,7 @@ impl Batch {
         self.rule(table, target.chain(), |list| {
             counter(list);
             match target {
-                Target::Outbound(port) | Target::Inbound(port) => redirect_to(list, port),
+                Target::Outbound(port) | Target::Inbound(port) | Target::Names(port) => redirect_to(list, port),
                 Target::Drop => verdict(list, Code::Drop),
                 Target::Divert => {
                     set_mark(list, mark);
@@ -387,6 +388,10 @@ fn redirect(list: &mut Message, rules: &Rules, rule: &Rule) {
         (Verdict::Mark(mark), None) => set_mark(list, mark),
         (Verdict::Save, None) => save_mark(list),
         (Verdict::Restore, None) => restore_mark(list),
+        (Verdict::Zone(zone), None) => {
+            set_zone(list, zone);
+            verdict(list, Code::Return);
+        }
         (Verdict::Leave | Verdict::To(_) | Verdict::Transparent(_) | Verdict::Divert | Verdict::Drop, None) => {
             verdict(list, Code::Return);
         }

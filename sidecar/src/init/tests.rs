@@ -7,11 +7,25 @@ struct Command {
     arguments: Arguments,
 }
 
-fn text(arguments: &[&str]) -> (Vec<String>, Vec<String>) {
+fn parsed(arguments: &[&str]) -> Rules {
     let command = Command::try_parse_from(["init"].iter().chain(arguments)).expect("arguments");
-    let rules = rules(&command.arguments);
-    let lines = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+    rules(&command.arguments, &Names::read(&command.arguments))
+}
+
+fn lines(rules: &[Rule]) -> Vec<String> {
+    rules.iter().map(ToString::to_string).collect()
+}
+
+fn text(arguments: &[&str]) -> (Vec<String>, Vec<String>) {
+    let rules = parsed(arguments);
     (lines(&rules.inbound), lines(&rules.outbound))
+}
+
+/// A resolv.conf with an address of each family.
+fn resolv_conf() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), "nameserver 10.96.0.10\nnameserver fd00::a\n").expect("written");
+    file
 }
 
 // spec: NET-022, NET-023, NET-024, NET-042..NET-046, NET-049, NET-052, NET-058, NET-120
@@ -120,9 +134,7 @@ fn as_superuser_the_proxy_is_told_by_its_group_alone() {
 // spec: NET-065, NET-080..NET-082
 #[test]
 fn tproxy_marks_and_diverts_what_comes_and_redirects_what_leaves() {
-    let arguments = ["init", "--interception-mode", "TPROXY", "--inbound-ports", "80"];
-    let rules = rules(&Command::try_parse_from(arguments).expect("arguments").arguments);
-    let lines = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let rules = parsed(&["--interception-mode", "TPROXY", "--inbound-ports", "80"]);
     assert_eq!(
         lines(&rules.inbound),
         [
@@ -159,6 +171,123 @@ fn tproxy_marks_and_diverts_what_comes_and_redirects_what_leaves() {
         Some("meta l4proto tcp redirect to :15001")
     );
     assert!(!outbound.iter().any(|line| line.contains("15006")), "{outbound:#?}");
+}
+
+// spec: NET-043, NET-044, NET-048, NET-090, NET-091
+#[test]
+fn queries_to_the_resolvers_servers_are_captured_behind_the_proxys_own() {
+    let file = resolv_conf();
+    let path = file.path().to_str().expect("path");
+    let (inbound, outbound) = text(&["--dns-capture", "--resolv-conf", path]);
+    assert_eq!(inbound, text(&[]).0);
+    assert_eq!(
+        outbound,
+        [
+            "oifname \"lo\" ip saddr 127.0.0.6/32 return",
+            "oifname \"lo\" ip6 saddr ::6/128 return",
+            "oifname \"lo\" meta l4proto tcp th dport != 15008 th dport != 53 ip daddr != 127.0.0.1/32 meta skuid 1337 \
+             redirect to :15006",
+            "oifname \"lo\" meta l4proto tcp th dport != 15008 th dport != 53 ip6 daddr != ::1/128 meta skuid 1337 \
+             redirect to :15006",
+            "oifname \"lo\" meta l4proto tcp th dport != 53 meta skuid != 1337 return",
+            "meta skuid 1337 return",
+            "oifname \"lo\" meta l4proto tcp th dport != 15008 th dport != 53 ip daddr != 127.0.0.1/32 meta skgid 1337 \
+             redirect to :15006",
+            "oifname \"lo\" meta l4proto tcp th dport != 15008 th dport != 53 ip6 daddr != ::1/128 meta skgid 1337 \
+             redirect to :15006",
+            "oifname \"lo\" meta l4proto tcp th dport != 53 meta skgid != 1337 return",
+            "meta skgid 1337 return",
+            "meta l4proto tcp th dport 53 ip daddr 10.96.0.10/32 redirect to :15053",
+            "meta l4proto tcp th dport 53 ip6 daddr fd00::a/128 redirect to :15053",
+            "meta l4proto udp th dport 53 ip daddr 10.96.0.10/32 redirect to :15053",
+            "meta l4proto udp th dport 53 ip6 daddr fd00::a/128 redirect to :15053",
+            "ip daddr 127.0.0.1/32 return",
+            "ip6 daddr ::1/128 return",
+            "meta l4proto tcp redirect to :15001",
+        ]
+    );
+    // Off unless asked for, and where port 53 is left alone altogether.
+    for off in [
+        &["--resolv-conf", path][..],
+        &["--dns-capture", "false", "--resolv-conf", path],
+        &["--capture-all-dns"],
+        &["--dns-capture", "--resolv-conf", path, "--exclude-outbound-ports", "53"],
+    ] {
+        let rules = parsed(off);
+        assert!(rules.zones.is_none(), "{off:?}");
+        assert!(
+            !lines(&rules.outbound).iter().any(|line| line.contains("15053")),
+            "{off:?}"
+        );
+    }
+}
+
+// spec: NET-091
+#[test]
+fn a_resolver_without_servers_turns_capture_off_unless_all_is_captured() {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    let path = file.path().to_str().expect("path");
+    for path in [path, "/nonexistent/resolv.conf"] {
+        let capture = ["--dns-capture", "--resolv-conf", path];
+        assert_eq!(text(&capture), text(&[]), "{path}");
+        let all = text(&[&capture[..], &["--capture-all-dns"]].concat()).1;
+        assert!(
+            all.contains(&"meta l4proto udp th dport 53 redirect to :15053".to_owned()),
+            "{all:#?}"
+        );
+        assert!(
+            all.contains(&"meta l4proto tcp th dport 53 redirect to :15053".to_owned()),
+            "{all:#?}"
+        );
+    }
+}
+
+// spec: NET-093
+#[test]
+fn queries_have_zones_of_their_own() {
+    let zones = |arguments: &[&str]| {
+        let zones = parsed(arguments).zones.expect("zones");
+        (lines(&zones.arriving), lines(&zones.leaving))
+    };
+    let (arriving, leaving) = zones(&["--dns-capture", "--capture-all-dns"]);
+    assert_eq!(arriving, ["meta l4proto udp th sport 53 ct zone set 1 return"]);
+    assert_eq!(
+        leaving,
+        [
+            "meta l4proto udp th dport 53 meta skuid 1337 ct zone set 1 return",
+            "meta l4proto udp th dport 53 meta skgid 1337 ct zone set 1 return",
+            "meta l4proto udp th sport 15053 ct zone set 2 return",
+            "meta l4proto udp th dport 53 ct zone set 2 return",
+            "oifname \"lo\" meta l4proto udp th sport 53 ct zone set 1 return",
+        ]
+    );
+    let file = resolv_conf();
+    let path = file.path().to_str().expect("path");
+    let (arriving, leaving) = zones(&["--dns-capture", "--resolv-conf", path, "--exclude-interfaces", "eth1"]);
+    assert_eq!(
+        arriving,
+        [
+            "iifname \"eth1\" return",
+            "meta l4proto udp th sport 53 ip saddr 10.96.0.10/32 ct zone set 1 return",
+            "meta l4proto udp th sport 53 ip6 saddr fd00::a/128 ct zone set 1 return",
+        ]
+    );
+    assert!(leaving.contains(&"meta l4proto udp th dport 53 ip daddr 10.96.0.10/32 ct zone set 2 return".to_owned()));
+    assert_eq!(leaving[0], "oifname \"eth1\" return");
+    let printed = parsed(&["--dns-capture", "--capture-all-dns"]).to_string();
+    assert!(printed.contains("table inet weft-raw chain weft-inbound"), "{printed}");
+}
+
+// spec: NET-043, NET-082
+#[test]
+fn under_tproxy_the_proxys_own_queries_are_no_self_calls() {
+    let rules = parsed(&["--interception-mode", "TPROXY", "--dns-capture", "--capture-all-dns"]);
+    let marking = lines(&rules.transparent.expect("TPROXY").marking);
+    let marks: Vec<&String> = marking.iter().filter(|line| line.contains("set 1338")).collect();
+    assert!(
+        marks.len() == 4 && marks.iter().all(|line| line.contains("th dport != 53")),
+        "{marking:#?}"
+    );
 }
 
 // spec: NET-123

@@ -4,7 +4,7 @@
 //! of the proxy towards its application, and of the application towards the client's address, which it takes for the
 //! proxy's. [`SELF_CALL`] is on the proxy's own calls to its pod, so that they do not pass for the application's.
 
-use super::{Arguments, Condition, LOOPBACK, PROXY_SOURCES, Rule, Transparent, Verdict, leave, owners, single};
+use super::{Arguments, Condition, LOOPBACK, Names, PROXY_SOURCES, Rule, Transparent, Verdict, leave, owners, single};
 
 /// In front of section B. The proxy's connections to its application are behind the capture already, and what the pod's
 /// own processes say to each other is not captured.
@@ -39,23 +39,24 @@ pub(super) fn capture(conditions: &[Condition], port: u16) -> Vec<Rule> {
 }
 
 /// What stands beside section B and C.
-pub(super) fn rules(arguments: &Arguments) -> Transparent {
+pub(super) fn rules(arguments: &Arguments, names: &Names) -> Transparent {
     let mark = arguments.tproxy_mark;
     let lo = || Condition::Output("lo".to_owned());
     let marked = Condition::Mark { mark, other: false };
     let mut marking = vec![leave(vec![lo(), Condition::Tcp, marked.clone()])];
     for owner in owners(arguments) {
-        marking.extend(LOOPBACK.map(|address| Rule {
-            conditions: vec![
-                lo(),
-                Condition::Tcp,
-                Condition::Destination {
-                    range: single(address),
-                    other: true,
-                },
-                Condition::Owner { owner, other: false },
-            ],
-            verdict: Verdict::Mark(SELF_CALL),
+        marking.extend(LOOPBACK.map(|address| {
+            let mut conditions = vec![lo(), Condition::Tcp];
+            conditions.extend(names.other_port());
+            conditions.push(Condition::Destination {
+                range: single(address),
+                other: true,
+            });
+            conditions.push(Condition::Owner { owner, other: false });
+            Rule {
+                conditions,
+                verdict: Verdict::Mark(SELF_CALL),
+            }
         }));
     }
     marking.push(Rule {

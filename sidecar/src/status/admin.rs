@@ -111,7 +111,9 @@ impl Status {
             };
             json!({"name": name, "address": address.to_string()})
         });
-        rows.collect()
+        let names = self.shared.settings.dns.iter();
+        let names = names.map(|address| json!({"name": "dns", "address": address.to_string()}));
+        rows.chain(names).collect()
     }
 
     pub(super) fn listeners(&self, query: &str) -> Response<Content> {

@@ -10,7 +10,8 @@ struct Command {
 
 fn written(arguments: &[&str], family: Family) -> String {
     let command = Command::try_parse_from(["init"].iter().chain(arguments)).expect("arguments");
-    script(&tables(&crate::init::rules(&command.arguments), family))
+    let names = crate::init::Names::read(&command.arguments);
+    script(&tables(&crate::init::rules(&command.arguments, &names), family))
 }
 
 // spec: NET-102, NET-120
@@ -67,6 +68,37 @@ fn chains_of_the_kernel_get_jumps_alone() {
         assert!(text.lines().any(|line| line == rule), "{rule}: {text}");
     }
     assert!(!text.contains("::"), "{text}");
+}
+
+// spec: NET-048, NET-093, NET-102
+#[test]
+fn dns_capture_and_its_zones() {
+    let text = written(&["--dns-capture", "--capture-all-dns"], Family::V4);
+    let (nat, raw) = text.split_once("*raw\n").expect("two tables");
+    for rule in [
+        "-A WEFT_OUTPUT -o lo -p tcp -m multiport ! --dports 15008,53 ! -d 127.0.0.1/32 -m owner --uid-owner 1337 -g \
+         WEFT_IN_REDIRECT",
+        "-A WEFT_OUTPUT -o lo -p tcp -m tcp ! --dport 53 -m owner ! --uid-owner 1337 -j RETURN",
+        "-A WEFT_OUTPUT -p tcp -m tcp --dport 53 -g WEFT_OUTPUT_DNS",
+        "-A WEFT_OUTPUT -p udp -m udp --dport 53 -g WEFT_OUTPUT_DNS",
+        "-A WEFT_OUTPUT_DNS -p tcp -j REDIRECT --to-ports 15053",
+        "-A WEFT_OUTPUT_DNS -p udp -j REDIRECT --to-ports 15053",
+    ] {
+        assert!(nat.lines().any(|line| line == rule), "{rule}: {nat}");
+    }
+    assert_eq!(
+        raw,
+        ":WEFT_INBOUND - [0:0]\n:WEFT_OUTPUT - [0:0]\n\
+         -A PREROUTING -j WEFT_INBOUND\n\
+         -A WEFT_INBOUND -p udp -m udp --sport 53 -j CT --zone 1\n\
+         -A OUTPUT -j WEFT_OUTPUT\n\
+         -A WEFT_OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1\n\
+         -A WEFT_OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 1337 -j CT --zone 1\n\
+         -A WEFT_OUTPUT -p udp -m udp --sport 15053 -j CT --zone 2\n\
+         -A WEFT_OUTPUT -p udp -m udp --dport 53 -j CT --zone 2\n\
+         -A WEFT_OUTPUT -o lo -p udp -m udp --sport 53 -j CT --zone 1\n\
+         COMMIT\n"
+    );
 }
 
 const SAVED: &str = "# said by the program\n*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [3:180]\n:DOCKER - [0:0]\n\

@@ -77,6 +77,12 @@ pub(super) fn restore_mark(list: &mut Message) {
     write(list, "meta", NFT_META_MARK);
 }
 
+/// Has the connection tracked in a zone of its own.
+pub(super) fn set_zone(list: &mut Message, zone: u16) {
+    load(list, &zone.to_ne_bytes(), NFT_REG_1);
+    write(list, "ct", NFT_CT_ZONE);
+}
+
 /// The expressions of a condition.
 pub(super) fn matching(list: &mut Message, condition: &Condition) {
     match condition {
@@ -87,6 +93,10 @@ pub(super) fn matching(list: &mut Message, condition: &Condition) {
         Condition::Port { port, other } => {
             payload(list, NFT_PAYLOAD_TRANSPORT, 2, 2);
             compare(list, &port.to_be_bytes(), *other);
+        }
+        Condition::SourcePort(port) => {
+            payload(list, NFT_PAYLOAD_TRANSPORT, 0, 2);
+            compare(list, &port.to_be_bytes(), false);
         }
         Condition::Source(range) => address(list, *range, false, false),
         Condition::Destination { range, other } => address(list, *range, true, *other),
@@ -315,6 +325,7 @@ const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_MARK: u32 = 3;
+const NFT_CT_ZONE: u32 = 17;
 // Bits of NFT_CT_STATE (include/net/netfilter/nf_conntrack.h).
 const CT_INVALID: u32 = 1;
 const CT_ESTABLISHED: u32 = 2;
