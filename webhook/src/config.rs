@@ -56,6 +56,10 @@ pub struct InjectConfig {
     pub lifecycle: Option<Value>,
     /// `proxy.holdApplicationUntilProxyStarts`, before the mesh config's and the pod's word (INJ-110).
     pub hold_application: bool,
+    /// `proxy.dnsCapture`, before the mesh config's and the pod's word (NET-090).
+    pub dns_capture: bool,
+    /// `proxy.captureAllDNS`, before the mesh config's and the pod's word (NET-091).
+    pub capture_all_dns: bool,
     /// ConfigMap shards of a configuration (DLV-031).
     pub cfg_shards: usize,
     /// ConfigMap shards of the endpoints (DLV-031).
@@ -191,6 +195,8 @@ impl InjectConfig {
             log_level: None,
             lifecycle: None,
             hold_application: false,
+            dns_capture: false,
+            capture_all_dns: false,
             cfg_shards: 2,
             ep_shards: 2,
             tls_shards: None,

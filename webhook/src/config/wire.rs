@@ -87,6 +87,9 @@ struct Proxy {
     log_level: Option<String>,
     lifecycle: Option<Value>,
     hold_application_until_proxy_starts: bool,
+    dns_capture: bool,
+    #[serde(rename = "captureAllDNS")]
+    capture_all_dns: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,6 +267,8 @@ impl Wire {
         config.log_level = proxy.log_level.filter(|level| !level.is_empty());
         config.lifecycle = proxy.lifecycle.filter(Value::is_object);
         config.hold_application = proxy.hold_application_until_proxy_starts;
+        config.dns_capture = proxy.dns_capture;
+        config.capture_all_dns = proxy.capture_all_dns;
         config.gateway_security_context = gateway
             .security_context
             .is_some_and(|context| context.as_object().is_some_and(|fields| !fields.is_empty()));

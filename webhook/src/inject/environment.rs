@@ -150,9 +150,16 @@ const RESERVED: &[&str] = &[
     "WEFT_WORKLOAD_NAME",
 ];
 
-/// The mesh's metadata with the pod's merged over it.
+/// The chart's word on DNS capture (NET-090, NET-091), with the mesh's metadata and then the pod's merged over it.
 fn metadata(plan: &Plan<'_>) -> ProxyMetadata {
-    let mut metadata = plan.config.mesh.proxy_metadata.clone();
+    let config = plan.config;
+    let chart = [
+        ("ISTIO_META_DNS_CAPTURE", config.dns_capture),
+        ("CAPTURE_ALL_DNS", config.capture_all_dns),
+    ];
+    let set = chart.into_iter().filter(|(_, is_on)| *is_on);
+    let mut metadata: ProxyMetadata = set.map(|(name, _)| (name.to_owned(), "true".to_owned())).collect();
+    metadata.extend(config.mesh.proxy_metadata.clone());
     metadata.extend(plan.overrides.proxy_config.proxy_metadata.clone());
     metadata
 }

@@ -483,6 +483,39 @@ fn ports_and_threads_that_are_not_the_defaults_reach_the_proxy() {
     );
 }
 
+// spec: NET-090, NET-091, INJ-070, INJ-173
+#[test]
+fn dns_capture_is_the_pods_word_else_the_meshs_else_the_charts() {
+    let names = ["ISTIO_META_DNS_CAPTURE", "CAPTURE_ALL_DNS"];
+    let settings = |values: &str, mesh: &str| InjectConfig::parse("proxy: {image: i}", values, mesh).expect("settings");
+    // Both containers are told the same.
+    let of = |pod: &Value, config: &InjectConfig| {
+        let injected = inject(pod, &context(), config).expect("injects").pod;
+        let of_init = |name: &str| {
+            let init = list_at(&injected, "spec.initContainers")[0].clone();
+            let found = list_at(&init, "env").iter().find(|variable| variable["name"] == name);
+            found.and_then(|variable| variable["value"].as_str().map(ToOwned::to_owned))
+        };
+        names.map(|name| {
+            let value = variable(&injected, name);
+            assert_eq!(of_init(name), value, "{name}");
+            value.unwrap_or_default()
+        })
+    };
+    assert_eq!(of(&pod(), &settings("", "")), ["", ""]);
+    let chart = settings("proxy: {dnsCapture: true, captureAllDNS: true}", "");
+    assert_eq!(of(&pod(), &chart), ["true", "true"]);
+    let on = "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}}";
+    assert_eq!(of(&pod(), &settings("", on)), ["true", ""]);
+    let off = "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'false'}}";
+    assert_eq!(of(&pod(), &settings("proxy: {dnsCapture: true}", off)), ["false", ""]);
+    let own = annotated(
+        "proxy.istio.io/config",
+        "proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}",
+    );
+    assert_eq!(of(&own, &settings("", off)), ["true", ""]);
+}
+
 // spec: INJ-090, INJ-189
 #[test]
 fn labels_of_the_user_stay() {
