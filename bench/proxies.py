@@ -317,8 +317,9 @@ def weft_address(n):
 
 
 def weft_revision(process):
-    with urllib.request.urlopen(f"http://{process.ip}:15000/config/status", timeout=5) as answer:
-        return json.load(answer)
+    """The configuration that is in force."""
+    with urllib.request.urlopen(f"http://{process.ip}:15020/config/status", timeout=5) as answer:
+        return json.load(answer)["active"]["cfg"]
 
 
 # Envoy's configuration
