@@ -350,6 +350,22 @@ pub fn try_transparent() -> io::Result<()> {
     transparent(&socket, true)
 }
 
+/// 127.0.0.1, and ::1 where IPv6 is there (NET-001, NET-002).
+#[must_use]
+pub fn loopbacks() -> Vec<IpAddr> {
+    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+    if has_ipv6() {
+        addresses.push(Ipv6Addr::LOCALHOST.into());
+    }
+    addresses
+}
+
+/// Whether this namespace has IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
 /// Opens a listening socket that several workers can share. `any`: for connections to whatever address, with TPROXY.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::arguments::{Form, Interception, Run};
 use crate::dns;
+use crate::io;
 use crate::locality::Here;
 use crate::log::LogControl;
 use crate::probe::Probes;
@@ -81,7 +82,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     let at = |port| SocketAddr::new(bind(arguments), port);
     status.serve(Port::Status, at(arguments.status_port)).await?;
     status.serve(Port::Health, at(arguments.health_port)).await?;
-    for address in arguments.admin_bind.map_or_else(loopbacks, |address| vec![address]) {
+    for address in arguments.admin_bind.map_or_else(io::loopbacks, |address| vec![address]) {
         status
             .serve(Port::Admin, SocketAddr::new(address, arguments.admin_port))
             .await?;
@@ -337,7 +338,7 @@ fn application_ports(arguments: &Run) -> Vec<SocketAddr> {
 fn settings(arguments: &Run) -> Settings {
     let mut listeners = Vec::new();
     if arguments.is_redirected() {
-        listeners.extend(loopbacks().into_iter().map(|loopback| Listener {
+        listeners.extend(io::loopbacks().into_iter().map(|loopback| Listener {
             address: SocketAddr::new(loopback, arguments.outbound_port),
             role: Role::Outbound,
         }));
@@ -377,7 +378,7 @@ fn settings(arguments: &Run) -> Settings {
         listeners,
         dns: if arguments.captures_names() {
             let at = |address| SocketAddr::new(address, arguments.dns_port);
-            loopbacks().into_iter().map(at).collect()
+            io::loopbacks().into_iter().map(at).collect()
         } else {
             Vec::new()
         },
@@ -407,26 +408,13 @@ fn settings(arguments: &Run) -> Settings {
 /// All addresses of both families that the pod has (NET-124).
 fn bind(arguments: &Run) -> IpAddr {
     let all = || {
-        if has_ipv6() {
+        if io::has_ipv6() {
             IpAddr::from(Ipv6Addr::UNSPECIFIED)
         } else {
             IpAddr::from(Ipv4Addr::UNSPECIFIED)
         }
     };
     arguments.bind.unwrap_or_else(all)
-}
-
-/// 127.0.0.1, and ::1 where IPv6 is there (NET-001, NET-002).
-pub(crate) fn loopbacks() -> Vec<IpAddr> {
-    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
-    if has_ipv6() {
-        addresses.push(Ipv6Addr::LOCALHOST.into());
-    }
-    addresses
-}
-
-fn has_ipv6() -> bool {
-    std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// Exit code of a process that lost a listener (LIFE-037).

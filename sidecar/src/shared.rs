@@ -10,10 +10,9 @@ use tokio::sync::watch;
 use weft_bundle::model::{Config, EndpointTable};
 
 use crate::cluster::Counters;
-use crate::io::{Dial, Source};
+use crate::io::{self, Dial, Source};
 use crate::locality::Here;
 use crate::overload::Overload;
-use crate::run::loopbacks;
 use crate::telemetry::Telemetry;
 use crate::tls::Identity;
 
@@ -74,7 +73,7 @@ impl Shared {
     pub fn listeners(&self) -> Vec<Listener> {
         let mut listeners = self.settings.listeners.clone();
         if let Some(port) = self.http_proxy.get() {
-            listeners.extend(loopbacks().into_iter().map(|loopback| Listener {
+            listeners.extend(io::loopbacks().into_iter().map(|loopback| Listener {
                 address: SocketAddr::new(loopback, *port),
                 role: Role::HttpProxy,
             }));
