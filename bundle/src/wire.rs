@@ -159,9 +159,9 @@ pub struct Process {
     /// REDIRECT (default), TPROXY or NONE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interception_mode: Option<String>,
-    /// Names are captured; default false.
-    #[serde(skip_serializing_if = "is_default")]
-    pub dns_capture: bool,
+    /// Names are captured; absent: the mesh config leaves it to the chart's values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_capture: Option<bool>,
 }
 
 impl Default for Mesh {

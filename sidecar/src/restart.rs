@@ -40,7 +40,7 @@ impl Started {
                     }
                     .to_owned(),
                 ),
-                dns_capture: variable("ISTIO_META_DNS_CAPTURE").is_some_and(|text| text == "true"),
+                dns_capture: Some(arguments.dns_capture),
             },
             own: NAMES.into_iter().filter(|name| is_own(name, &annotations)).collect(),
         })
@@ -59,7 +59,7 @@ impl Started {
             port(is.status_port, wanted.status_port, 15020),
             is.concurrency != wanted.concurrency,
             is.interception_mode.as_deref() != Some(mode),
-            is.dns_capture != wanted.dns_capture,
+            wanted.dns_capture.is_some() && is.dns_capture != wanted.dns_capture,
             http_proxy != mesh.http_proxy_port,
         ];
         let named = NAMES.into_iter().zip(differs);
@@ -116,7 +116,7 @@ mod tests {
                 status_port: Some(15020),
                 concurrency: Some(2),
                 interception_mode: Some("REDIRECT".into()),
-                dns_capture: false,
+                dns_capture: Some(false),
             },
             own: NAMES.into_iter().filter(|name| is_own(name, &annotations)).collect(),
         }
@@ -138,6 +138,12 @@ mod tests {
             "defaults need not be written"
         );
         assert_eq!(started(&[]).outdated(&with(Process::default()), None), ["concurrency"]);
+        let mut by_chart = started(&[]);
+        by_chart.process.dns_capture = Some(true);
+        assert!(
+            by_chart.outdated(&with(same.clone()), None).is_empty(),
+            "what the chart's values turned on"
+        );
         assert_eq!(
             started(&[]).outdated(&with(same.clone()), Some(15080)),
             ["proxyHttpPort"]
@@ -149,7 +155,7 @@ mod tests {
             status_port: Some(16020),
             concurrency: Some(4),
             interception_mode: Some("TPROXY".into()),
-            dns_capture: true,
+            dns_capture: Some(true),
         };
         assert_eq!(started(&[]).outdated(&with(all.clone()), None), NAMES[..7]);
         let own = [

@@ -221,7 +221,7 @@ fn process(config: &MeshConfig) -> wire::Process {
         status_port: small(proxies.status_port, Some(15020)),
         concurrency: small(proxies.concurrency, None),
         interception_mode: proxies.interception_mode.filter(|mode| mode != "REDIRECT"),
-        dns_capture: dns.is_some_and(|text| text == "true"),
+        dns_capture: dns.and_then(|text| text.parse().ok()),
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
                 status_port: Some(16020),
                 concurrency: Some(0),
                 interception_mode: Some("TPROXY".into()),
-                dns_capture: true,
+                dns_capture: Some(true),
             }
         );
     }
