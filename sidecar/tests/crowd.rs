@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use support::victim::Victim;
-use support::{Client, address, pause, wait_for, wait_for_count};
+use support::{Client, address, pause, serving, wait_for, wait_for_count};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -35,29 +35,14 @@ struct Backend {
 
 impl Backend {
     fn start() -> Self {
-        let listener = std::net::TcpListener::bind((address(), 0)).expect("listener");
-        listener.set_nonblocking(true).expect("option");
         let (answering, told) = watch::channel(false);
         let begun = Arc::new(AtomicUsize::new(0));
-        let this = Self {
-            address: listener.local_addr().expect("address"),
-            begun: begun.clone(),
+        let counter = begun.clone();
+        Self {
+            address: serving(address(), move |stream| answer(stream, counter.clone(), told.clone())),
+            begun,
             answering,
-        };
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("runtime");
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-                loop {
-                    let (stream, _) = listener.accept().await.expect("accepted");
-                    tokio::spawn(answer(stream, begun.clone(), told.clone()));
-                }
-            });
-        });
-        this
+        }
     }
 }
 

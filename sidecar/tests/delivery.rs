@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::process::{Process, Volumes, endpoint};
-use support::{App, Authority, Client, Pair, address, client_bundle, pause, wait_for, workload};
+use support::{App, Authority, Client, Pair, address, client_bundle, pause, serving, wait_for, workload};
 use weft_bundle::pack::{self, Files, HostInput, Limits};
 
 /// A client's pod in loopback mode: its application asks an explicit HTTP proxy for `echo`.
@@ -558,22 +558,7 @@ fn a_grpc_probe_passes_with_serving_alone_and_a_tcp_probe_with_a_connection() {
 
 /// A gRPC application on plaintext HTTP/2 that knows services by name.
 fn health_server() -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listener");
-    listener.set_nonblocking(true).expect("option");
-    let address = listener.local_addr().expect("address");
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve_health(stream));
-            }
-        });
-    });
-    address
+    serving(Ipv4Addr::LOCALHOST.into(), serve_health)
 }
 
 async fn serve_health(stream: tokio::net::TcpStream) {

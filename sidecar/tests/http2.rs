@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use support::{
-    App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, run, virtual_address, wait_for, workload,
+    App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, run, serving, virtual_address, wait_for, workload,
 };
 use weft_sidecar::shared::{DrainPhase, Role};
 
@@ -27,28 +27,15 @@ enum Answer {
 /// A gRPC application; counts its calls.
 fn grpc_app(answer: Answer) -> (SocketAddr, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
-    let listener = std::net::TcpListener::bind((address(), 0)).expect("listener");
-    let bound = listener.local_addr().expect("address");
-    listener.set_nonblocking(true).expect("option");
     let counter = calls.clone();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-            loop {
-                let (stream, _) = listener.accept().await.expect("accepted");
-                let (answer, counter) = (answer.clone(), counter.clone());
-                tokio::spawn(async move {
-                    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
-                    while let Some(Ok((request, respond))) = connection.accept().await {
-                        tokio::spawn(serve(request, respond, answer.clone(), counter.clone()));
-                    }
-                });
+    let bound = serving(address(), move |stream| {
+        let (answer, counter) = (answer.clone(), counter.clone());
+        async move {
+            let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                tokio::spawn(serve(request, respond, answer.clone(), counter.clone()));
             }
-        });
+        }
     });
     (bound, calls)
 }

@@ -22,6 +22,30 @@ use weft_sidecar::telemetry::Telemetry;
 use weft_sidecar::tls::{Identity, MeshTrust};
 use weft_sidecar::worker::{self, Workers};
 
+/// Serves each connection to an address in a task, on a thread of its own; where it listens.
+pub fn serving<F>(ip: IpAddr, serve: impl Fn(tokio::net::TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((ip, 0)).expect("listener");
+    let bound = listener.local_addr().expect("address");
+    listener.set_nonblocking(true).expect("option");
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
+            loop {
+                let (stream, _) = listener.accept().await.expect("accepted");
+                tokio::spawn(serve(stream));
+            }
+        });
+    });
+    bound
+}
+
 /// Limit of every wait.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
