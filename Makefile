@@ -30,7 +30,7 @@ STATIC := --profile image --locked --target $(TARGET) --config 'target.$(TARGET)
 # alone Cargo would choose other features, and build every dependency again.
 test_programs = $(patsubst %,--test %,$(filter-out cluster,$(sort $(basename $(notdir $(wildcard $(1:%=%/tests/*.rs)))))))
 
-.PHONY: help build test lint unit golden proxy local conformance cluster crds config golden-update deny bench fuzz fuzz-keep \
+.PHONY: help build test lint unit golden proxy local conformance cluster crds config golden-update deny bench micro fuzz fuzz-keep \
 	images e2e propagation demo demo-cluster ci
 
 help: ## This list
@@ -52,8 +52,8 @@ lint: ## Formatting, clippy, orphaned files, dependencies between crates, shell 
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@$(MAKE) deny
 
-unit: ## Tests beside the code
-	$(CARGO) test --locked --workspace --lib --bins
+unit: ## Tests beside the code; the micro-benchmarks run once, unmeasured
+	$(CARGO) test --locked --workspace --lib --bins --bench request
 
 golden: ## What is rendered, injected and generated, against what is checked in
 	$(CARGO) test --locked --workspace $(call test_programs,bundle crds operator webhook e2e/dist)
@@ -99,6 +99,9 @@ deny: ## Licences, second TLS stacks, duplicates, advisories
 
 bench: ## Weft and its peers side by side (QUICK=1: for a look; RECORD=1: into docs/performance.md)
 	bench/run $(if $(QUICK),--quick) $(if $(RECORD),--record)
+
+micro: ## What the steps of a request cost on their own
+	$(CARGO) bench --locked -p weft-sidecar --bench request
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (ONLY=NAME one); needs cargo-fuzz
 	fuzz/run $(FUZZ_SECONDS) $(ONLY)

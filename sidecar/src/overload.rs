@@ -117,6 +117,30 @@ fn give_back() {
     let _ = unsafe { libc::malloc_trim(0) };
 }
 
+/// Unmaps what was executed so far of the program. Most of it only ever starts the proxy and is not needed again; what is
+/// comes back from the page cache as it is executed.
+pub fn forget_executed() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return;
+    };
+    for (start, length) in maps.lines().filter_map(executable) {
+        #[expect(unsafe_code, reason = "no safe wrapper takes a range of addresses")]
+        // SAFETY: the range is mapped from a file, executable and not writable, so that no page of it differs from the file:
+        // the next access reads the same bytes again.
+        let _ = unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Start and length of an executable mapping of a file that is never written, from a line of `/proc/self/maps`.
+fn executable(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let is_executable = words.next()? == "r-xp" && words.nth(3)?.starts_with('/');
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let start = number(start)?;
+    is_executable.then_some((start, number(end)?.checked_sub(start)?))
+}
+
 fn effective(stated: u64, began: u64, now: u64) -> Option<u64> {
     let limit = if now != began || stated == 0 { now } else { stated };
     (limit > 0).then_some(limit)
@@ -170,6 +194,24 @@ mod tests {
     }
 
     // spec: LIFE-086
+    #[test]
+    fn executable_mappings_of_files_are_told_from_others() {
+        for (line, expected) in [
+            (
+                "1000-3000 r-xp 00001000 fe:00 42   /usr/local/bin/weft-proxy",
+                Some((0x1000, 0x2000)),
+            ),
+            ("1000-3000 rwxp 00001000 fe:00 42   /usr/local/bin/weft-proxy", None),
+            ("1000-3000 r--p 00001000 fe:00 42   /usr/local/bin/weft-proxy", None),
+            ("7ffc0000-7ffc2000 r-xp 00000000 00:00 0   [vdso]", None),
+            ("1000-3000 r-xp 00000000 00:00 0 ", None),
+            ("3000-1000 r-xp 00001000 fe:00 42   /usr/local/bin/weft-proxy", None),
+            ("", None),
+        ] {
+            assert_eq!(executable(line), expected, "{line}");
+        }
+    }
+
     #[test]
     fn a_cgroup_that_changes_is_followed() {
         assert_eq!(effective(512, 0, 0), Some(512));

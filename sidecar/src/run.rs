@@ -156,6 +156,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     };
     let _ = status.workers.set(workers);
     status.serve(Port::Metrics, at(arguments.metrics_port)).await?;
+    crate::overload::forget_executed();
     status.listening.store(true, Ordering::Release);
     let watching = tokio::spawn(watch_readiness(status.clone(), begun));
     let configured = tokio::spawn(follow_configuration(shared.clone()));

@@ -42,7 +42,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Requests that are counted.
-const REQUESTS: usize = 2000;
+const REQUESTS: usize = 1000;
+const ROUNDS: usize = 5;
 
 const REQUEST: &[u8] = b"GET /api/items?page=2 HTTP/1.1\r\nHost: echo\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello";
@@ -64,7 +65,8 @@ fn app() -> SocketAddr {
     here
 }
 
-/// Allocations for each request on a connection that has carried some before, rounded to the next number.
+/// Allocations for each request on a connection that has carried some before, rounded to the nearest number. What timers
+/// and the like allocate meanwhile only adds, so the least of several rounds counts.
 fn for_each_request(front: SocketAddr) -> usize {
     let mut stream = TcpStream::connect(front).expect("the proxy listens");
     stream.set_nodelay(true).expect("option");
@@ -87,9 +89,13 @@ fn for_each_request(front: SocketAddr) -> usize {
         }
     };
     send(500);
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    send(REQUESTS);
-    (ALLOCATIONS.load(Ordering::Relaxed) - before).div_ceil(REQUESTS)
+    let mut least = usize::MAX;
+    for _ in 0..ROUNDS {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        send(REQUESTS);
+        least = least.min(ALLOCATIONS.load(Ordering::Relaxed) - before);
+    }
+    (least + REQUESTS / 2) / REQUESTS
 }
 
 fn log_to_nowhere(proxy: &Proxy) {

@@ -241,7 +241,7 @@ fn a_thousand_changes_of_all_kinds_leave_nothing_behind() {
     (1..=CHANGES / 5).for_each(&mut change);
     let state = || {
         let proxy = &server.proxy;
-        (proxy.descriptors(), proxy.status("Threads"), proxy.status("VmRSS"))
+        (proxy.descriptors(), proxy.status("Threads"), proxy.status("RssAnon"))
     };
     let (descriptors, threads, memory) = state();
     (CHANGES / 5 + 1..=CHANGES).for_each(&mut change);

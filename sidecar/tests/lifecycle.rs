@@ -132,6 +132,16 @@ fn readiness_survives_what_is_broken_elsewhere_and_follows_what_it_names() {
     assert!(proxy.log().contains("elapsed_ms"), "{}", proxy.log());
 }
 
+#[test]
+fn program_pages_of_the_start_do_not_stay_resident() {
+    let pod = Pod::new(&App::echo());
+    let proxy = pod.start(&[], &[]).ready();
+    let [most, now, own] = ["VmHWM", "VmRSS", "RssAnon"].map(|field| proxy.status(field));
+    println!("{most} KiB at most, {now} KiB when ready, {own} KiB of these its own");
+    assert!(now - own < (most - own) * 3 / 4, "{now} of {most} KiB, {own} its own");
+    assert_eq!(pod.call(), Some(200));
+}
+
 // spec: LIFE-002, LIFE-005, LIFE-088
 #[test]
 fn a_start_with_configuration_is_quick_silent_and_small() {

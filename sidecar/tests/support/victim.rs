@@ -49,7 +49,7 @@ impl Victim {
             assert_eq!(this.call(), Some(200));
         }
         Self {
-            before: this.proxy.status("VmRSS"),
+            before: this.proxy.status("RssAnon"),
             ..this
         }
     }
@@ -67,7 +67,7 @@ impl Victim {
 
     /// Memory that came on top, in KiB.
     pub fn grown(&self) -> u64 {
-        self.proxy.status("VmRSS").saturating_sub(self.before)
+        self.proxy.status("RssAnon").saturating_sub(self.before)
     }
 
     /// Everybody else is served, the proxy's own ports answer, and memory has a bound.
