@@ -110,8 +110,8 @@ impl Overload {
 }
 
 /// Gives the system what was freed. The allocator keeps it wherever something younger is still in use, so that a crowd
-/// that has left would count for good, and the proxy refuse everybody because of it.
-fn give_back() {
+/// that has left would count for good, and the proxy refuse everybody because of it. Whoever allocates waits meanwhile.
+pub fn give_back() {
     #[expect(unsafe_code, reason = "there is no safe wrapper of malloc_trim")]
     // SAFETY: it takes no pointer, and locks out the allocator's other users itself.
     let _ = unsafe { libc::malloc_trim(0) };

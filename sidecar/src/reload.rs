@@ -214,6 +214,10 @@ impl Reload {
     /// Watches the volumes until the process ends: by inotify, and by looking at the link every minute; where there is
     /// no inotify, every two seconds (DLV-044, DLV-045).
     pub fn watch(self: &Arc<Self>) {
+        // Of this thread alone, and of those that it starts.
+        if let Err(e) = rustix::process::setpriority_process(None, NICE) {
+            warn!(error = %e, "volumes are read at the priority of requests");
+        }
         let (tell, told) = mpsc::channel();
         match Watches::start(self.directories()) {
             Ok(watches) => {
@@ -730,5 +734,7 @@ const LOOK: Duration = Duration::from_secs(60);
 /// How often without inotify.
 const POLL: Duration = Duration::from_secs(2);
 const HOLD: Duration = Duration::from_secs(5);
+/// Niceness of reading: what is urgent is requests.
+const NICE: i32 = 10;
 const RETRY_LIMIT: Duration = Duration::from_secs(10);
 const MAX_SHARDS: usize = 8;

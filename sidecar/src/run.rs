@@ -16,6 +16,7 @@ use crate::dns;
 use crate::io;
 use crate::locality::Here;
 use crate::log::LogControl;
+use crate::overload;
 use crate::probe::Probes;
 use crate::reload::{Reload, Volumes};
 use crate::restart::Started;
@@ -156,7 +157,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     };
     let _ = status.workers.set(workers);
     status.serve(Port::Metrics, at(arguments.metrics_port)).await?;
-    crate::overload::forget_executed();
+    overload::forget_executed();
     status.listening.store(true, Ordering::Release);
     let watching = tokio::spawn(watch_readiness(status.clone(), begun));
     let configured = tokio::spawn(follow_configuration(shared.clone()));
@@ -235,9 +236,17 @@ enum Stop {
     Quit,
 }
 
-/// Hands the access log's settings of each configuration to telemetry, and looks at memory.
+/// Memory that activations freed is given back this long after the last one: in a busy time it would only be asked for again,
+/// and a configuration that was replaced is freed a moment later.
+const REST: Duration = Duration::from_secs(5);
+
+/// Hands the access log's settings of each configuration to telemetry, and looks at memory. Parsing takes several times the
+/// memory of what it results in.
 async fn follow_configuration(shared: Arc<Shared>) {
     let mut revision = None;
+    let mut endpoints = None;
+    let mut rest = None;
+    let mut starting = true;
     let mut looked = Instant::now();
     shared.overload.look();
     loop {
@@ -246,6 +255,17 @@ async fn follow_configuration(shared: Arc<Shared>) {
         {
             shared.telemetry.configure(snapshot.config.mesh.access_log.as_ref());
             revision = Some(snapshot.revision.clone());
+            rest = Some(Instant::now() + REST);
+        }
+        let serial = shared.endpoints.load().serial();
+        if endpoints.replace(serial) != Some(serial) {
+            rest = Some(Instant::now() + REST);
+        }
+        if rest.take_if(|rest| *rest <= Instant::now()).is_some() {
+            overload::give_back();
+            if std::mem::take(&mut starting) {
+                overload::forget_executed();
+            }
         }
         if looked.elapsed() >= Duration::from_secs(1) {
             looked = Instant::now();
