@@ -54,10 +54,19 @@ pub struct Config {
     domains: HashMap<u16, Domains>,
     /// Ports of headless hosts by number.
     headless: HashMap<u16, Vec<Arc<Port>>>,
-    /// TLS ports of hosts without address by number.
-    server_names: HashMap<u16, Vec<Arc<Port>>>,
+    /// Ports by number of hosts that no address of their own tells from others.
+    open: HashMap<u16, Vec<Arc<Port>>>,
+    /// Ports by number of hosts that have ranges of addresses.
+    ranges: HashMap<u16, Vec<Range>>,
     /// Ports with rules for subnets by number.
     subnets: HashMap<u16, Vec<Arc<Port>>>,
+}
+
+/// Addresses that lead to a port.
+#[derive(Debug)]
+struct Range {
+    subnets: Vec<wire::Subnet>,
+    port: Arc<Port>,
 }
 
 impl Config {
@@ -87,10 +96,15 @@ impl Config {
         self.headless.get(&port).map_or(&[], Vec::as_slice)
     }
 
-    /// TLS ports with this number of hosts that are known by name alone (SM-044).
+    /// Ports with this number, other than HTTP, that an address leads to without being one host's alone: of hosts with a
+    /// range that holds it, then of hosts without address. The name that TLS asks for decides among those of TLS class
+    /// (SM-044, SE-022); the first of the others gets what is left (SE-015, SM-045).
     #[must_use]
-    pub fn by_server_name(&self, port: u16) -> &[Arc<Port>] {
-        self.server_names.get(&port).map_or(&[], Vec::as_slice)
+    pub fn open(&self, address: IpAddr, port: u16) -> Vec<Arc<Port>> {
+        let in_range = self.ranges.get(&port).into_iter().flatten();
+        let in_range = in_range.filter(|range| route::in_any(&range.subnets, address));
+        let open = self.open.get(&port).into_iter().flatten();
+        in_range.map(|range| &range.port).chain(open).cloned().collect()
     }
 
     /// The port with this number of a host that has a rule for a subnet with this address (VS-174).
@@ -141,6 +155,8 @@ pub struct InboundPort {
     pub host: Option<Arc<str>>,
     /// Limits of connections to the application (DR-089), where there are any.
     pub policy: Option<Arc<wire::Policy>>,
+    /// Where the application listens, where that is said of this port (SE-089).
+    pub target: Option<wire::InboundTarget>,
 }
 
 /// A host that the workload may call.
@@ -158,6 +174,12 @@ pub struct Host {
     pub headless: bool,
     /// Only endpoints on the client's own node are used (SM-011).
     pub node_local: bool,
+    /// Where it comes from.
+    pub kind: wire::HostKind,
+    /// How its endpoints are found.
+    pub discovery: wire::Discovery,
+    /// SPIFFE ids that its servers may have, beside the accounts of its endpoints.
+    pub identities: Vec<String>,
     /// Position in [`wire::Bundle::hosts`], for `/config/status` (DLV-165).
     pub position: usize,
 }
@@ -194,6 +216,8 @@ pub struct Cluster {
     pub port: u16,
     /// Name that finds the port in [`Endpoint::ports`].
     pub port_name: Arc<str>,
+    /// Port that connections go to where the address is the one dialled.
+    pub target_port: Option<u16>,
     /// Protocol of the port.
     pub protocol: wire::Protocol,
     /// Name of the subset; `None`: all endpoints.
@@ -206,7 +230,31 @@ pub struct Cluster {
     pub sni: Option<Arc<str>>,
 }
 
+impl Port {
+    /// How well a server name fits the host: exactly, or the length of the wildcard that covers it (SM-057).
+    #[must_use]
+    pub fn fits_name(&self, name: &str) -> Option<usize> {
+        match self.host.host.strip_prefix('*') {
+            Some(suffix) => (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len()),
+            None => (*self.host.host == *name).then_some(usize::MAX),
+        }
+    }
+}
+
 impl Cluster {
+    /// The address that a connection goes to whose client chose it (SM-076, SE-024).
+    #[must_use]
+    pub fn kept(&self, dialled: std::net::SocketAddr) -> std::net::SocketAddr {
+        let port = self.target_port.unwrap_or(dialled.port());
+        std::net::SocketAddr::new(dialled.ip(), port)
+    }
+
+    /// Whether connections go to the address that the client dialled (DR-037, SE-024).
+    #[must_use]
+    pub fn keeps_dialled(&self) -> bool {
+        self.policy.load_balancer == wire::LoadBalancer::Passthrough || self.host.discovery == wire::Discovery::Dialled
+    }
+
     /// Connect timeout.
     #[must_use]
     pub fn connect_timeout(&self) -> Duration {
@@ -231,7 +279,7 @@ pub struct Domain {
     pub http: Arc<RouteTable>,
     /// Port of the host that has the name; `None` for made-up names (VS-011).
     pub port: Option<Arc<Port>>,
-    /// The port is HTTP-class, not an automatic one: HTTP by Host reaches it from any address.
+    /// HTTP by Host reaches it from any address: the port is HTTP-class, or an automatic one of a host without address.
     pub shared: bool,
 }
 
@@ -249,7 +297,7 @@ impl Domains {
     }
 
     fn insert(&mut self, name: &str, domain: Domain) {
-        self.shared |= domain.shared;
+        self.shared |= domain.port.as_ref().is_none_or(|port| port.protocol.is_http());
         // Addresses of IPv6 are looked up without the brackets that they have in a Host.
         let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         let name = bare.unwrap_or(name);

@@ -124,6 +124,9 @@ pub struct Mesh {
     /// A service whose endpoints are all gone is tried by its ClusterIP (DLV-115); default true.
     #[serde(skip_serializing_if = "is_true")]
     pub vip_fallback: bool,
+    /// Longest pause after a name could not be looked up; default 60 000 ms (SM-115).
+    #[serde(skip_serializing_if = "is_one_minute")]
+    pub dns_refresh_ms: u64,
     /// Loopback port of the explicit HTTP proxy (SM-052); absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_proxy_port: Option<u16>,
@@ -180,6 +183,7 @@ impl Default for Mesh {
             access_log: None,
             retry: RetryPolicy::default(),
             vip_fallback: true,
+            dns_refresh_ms: 60_000,
             http_proxy_port: None,
             endpoint_lookup: false,
             process: Process::default(),
@@ -294,6 +298,19 @@ pub struct InboundPort {
     /// Limits of connections to the application, and their HTTP version (DR-089).
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: Policy,
+    /// Where the application listens (SE-089); absent: at [`Inbound::destination`], on this port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<InboundTarget>,
+}
+
+/// Where an application listens for a port of its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InboundTarget {
+    /// The address that the client dialled, on this port.
+    Pod(u16),
+    /// A loopback address.
+    Loopback(std::net::SocketAddr),
 }
 
 /// Mode of PeerAuthentication (PA-002).
@@ -359,6 +376,22 @@ pub struct Host {
     /// Only endpoints on the client's own node are used (SM-011); default false.
     #[serde(default, skip_serializing_if = "is_default")]
     pub node_local: bool,
+    /// Where it comes from; default a Service of Kubernetes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kind: HostKind,
+    /// Ranges of addresses that select it, for connections other than HTTP (SE-022, SE-023).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<Subnet>,
+    /// Addresses that were made up for it, for the resolver to answer with (SE-032). They select it as
+    /// [`Host::addresses`] do, and so does what selects a host without address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocated: Vec<IpAddr>,
+    /// How its endpoints are found; default in the endpoint shards.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub discovery: Discovery,
+    /// SPIFFE ids that its servers may have, beside the accounts of its endpoints (SE-018, SE-019).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<String>,
     /// Ports, sorted by number. UDP ports are not listed (SM-022).
     pub ports: Vec<HostPort>,
     /// Named parts of the endpoints (DR-026), sorted by name.
@@ -390,6 +423,70 @@ pub struct HostPort {
     /// How endpoints are chosen and connected to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: Policy,
+    /// Port that connections go to where [`Discovery::Dialled`] keeps the address; absent: the one dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+    /// Reached by rules of other hosts alone: what an application asks for never selects it (SE-074); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub target_only: bool,
+}
+
+/// Where a host comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HostKind {
+    /// A Service of Kubernetes, which serves its addresses too (DLV-115).
+    #[default]
+    Service,
+    /// A ServiceEntry: nobody else serves its addresses.
+    Entry,
+}
+
+/// How the endpoints of a host are found (SE-008).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Discovery {
+    /// The endpoint shards list them.
+    #[default]
+    Listed,
+    /// The address that the client dialled is the only one (SE-024).
+    Dialled,
+    /// The proxy looks names up (SE-027, SE-028).
+    Dns(Dns),
+}
+
+/// Names that a proxy looks up.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Dns {
+    /// A new connection goes to the first address of the latest answer (SE-028); default: to any.
+    #[serde(skip_serializing_if = "is_default")]
+    pub first_alone: bool,
+    /// Names and addresses, in order.
+    pub targets: Vec<DnsTarget>,
+}
+
+/// A name, with what is known of the endpoints that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsTarget {
+    /// Fully qualified name without final dot, or an address, which is not looked up.
+    pub name: String,
+    /// Target port by name of the host's port.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
+    /// Labels, for subsets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
+    /// Load-balancing weight of each address; default 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
+    /// Which ports take mesh mTLS; default none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tls: MeshTls,
 }
 
 /// A named part of a host's endpoints (DR-026 ff.).
@@ -427,9 +524,23 @@ pub(crate) fn is_true(value: &bool) -> bool {
     *value
 }
 
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_ten_seconds(value: &u64) -> bool {
     *value == 10_000
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one_minute(value: &u64) -> bool {
+    *value == 60_000
 }
 
 fn is_cluster_local(value: &String) -> bool {

@@ -31,6 +31,8 @@ pub struct MeshConfig {
     pub inbound_traffic_policy: Option<InboundTrafficPolicy>,
     /// Default 10s (SM-115).
     pub connect_timeout: Option<Duration>,
+    /// Longest pause after a name could not be looked up; default 60s (SM-115).
+    pub dns_refresh_rate: Option<Duration>,
     /// Default true (ID-092).
     pub enable_auto_mtls: Option<bool>,
     /// Default 0s (SM-029).

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::validate::{Report, Validate};
-use crate::{DestinationRule, Gateway, PeerAuthentication, VirtualService};
+use crate::{DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 /// An object of a kind that Weft serves.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,12 @@ pub enum MeshObject {
     DestinationRule(Box<DestinationRule>),
     /// Gateway.
     Gateway(Box<Gateway>),
+    /// ServiceEntry.
+    ServiceEntry(Box<ServiceEntry>),
+    /// WorkloadEntry.
+    WorkloadEntry(Box<WorkloadEntry>),
+    /// Sidecar.
+    Sidecar(Box<Sidecar>),
     /// PeerAuthentication.
     PeerAuthentication(Box<PeerAuthentication>),
 }
@@ -25,6 +31,9 @@ impl Validate for MeshObject {
             Self::VirtualService(object) => object.validate(),
             Self::DestinationRule(object) => object.validate(),
             Self::Gateway(object) => object.validate(),
+            Self::ServiceEntry(object) => object.validate(),
+            Self::WorkloadEntry(object) => object.validate(),
+            Self::Sidecar(object) => object.validate(),
             Self::PeerAuthentication(object) => object.validate(),
         }
     }
@@ -68,10 +77,13 @@ pub enum ParseError {
 }
 
 /// Group, kind and served versions, the storage version first (SM-128, AUTHN-001).
-pub const KINDS: [(&str, &str, &[&str]); 4] = [
+pub const KINDS: [(&str, &str, &[&str]); 7] = [
     ("networking.istio.io", "VirtualService", &["v1", "v1beta1", "v1alpha3"]),
     ("networking.istio.io", "DestinationRule", &["v1", "v1beta1", "v1alpha3"]),
     ("networking.istio.io", "Gateway", &["v1", "v1beta1", "v1alpha3"]),
+    ("networking.istio.io", "ServiceEntry", &["v1", "v1beta1", "v1alpha3"]),
+    ("networking.istio.io", "WorkloadEntry", &["v1", "v1beta1", "v1alpha3"]),
+    ("networking.istio.io", "Sidecar", &["v1", "v1beta1", "v1alpha3"]),
     ("security.istio.io", "PeerAuthentication", &["v1", "v1beta1"]),
 ];
 
@@ -98,6 +110,9 @@ pub fn parse_object(value: &Value, strict: bool) -> Result<MeshObject, ParseErro
         "VirtualService" => MeshObject::VirtualService(Box::new(read(value, strict)?)),
         "DestinationRule" => MeshObject::DestinationRule(Box::new(read(value, strict)?)),
         "Gateway" => MeshObject::Gateway(Box::new(read(value, strict)?)),
+        "ServiceEntry" => MeshObject::ServiceEntry(Box::new(read(value, strict)?)),
+        "WorkloadEntry" => MeshObject::WorkloadEntry(Box::new(read(value, strict)?)),
+        "Sidecar" => MeshObject::Sidecar(Box::new(read(value, strict)?)),
         _ => MeshObject::PeerAuthentication(Box::new(read(value, strict)?)),
     })
 }

@@ -7,7 +7,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use crate::object::KINDS;
-use crate::{DestinationRule, Gateway, Mesh, PeerAuthentication, VirtualService};
+use crate::{DestinationRule, Gateway, Mesh, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 mod rules;
 
@@ -37,6 +37,29 @@ pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
                 "Labels of the gateway's pods",
             )]),
         ),
+        (
+            ServiceEntry::crd(),
+            with_state(vec![
+                column("Hosts", "string", ".spec.hosts", "Names that it adds to the mesh"),
+                column(
+                    "Location",
+                    "string",
+                    ".spec.location",
+                    "Whether the hosts are part of the mesh",
+                ),
+                column("Resolution", "string", ".spec.resolution", "How addresses are found"),
+            ]),
+        ),
+        (
+            WorkloadEntry::crd(),
+            with_state(vec![column(
+                "Address",
+                "string",
+                ".spec.address",
+                "Address of the endpoint",
+            )]),
+        ),
+        (Sidecar::crd(), with_state(Vec::new())),
         (
             PeerAuthentication::crd(),
             with_state(vec![column(

@@ -269,6 +269,9 @@ fn written(object: &MeshObject) -> Value {
         MeshObject::VirtualService(o) => serde_json::to_value(o),
         MeshObject::DestinationRule(o) => serde_json::to_value(o),
         MeshObject::Gateway(o) => serde_json::to_value(o),
+        MeshObject::ServiceEntry(o) => serde_json::to_value(o),
+        MeshObject::WorkloadEntry(o) => serde_json::to_value(o),
+        MeshObject::Sidecar(o) => serde_json::to_value(o),
         MeshObject::PeerAuthentication(o) => serde_json::to_value(o),
     };
     value.expect("serializes")

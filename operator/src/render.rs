@@ -14,6 +14,7 @@ use weft_bundle::wire::Bundle;
 
 use crate::world::{ObjectRef, Settings, World, pod};
 
+mod allocate;
 mod config;
 mod endpoint;
 mod inbound;
@@ -21,6 +22,7 @@ mod keys;
 mod policy;
 mod presence;
 mod route;
+mod scope;
 mod service;
 mod sound;
 #[cfg(test)]
@@ -108,6 +110,8 @@ pub struct ObjectReport {
     pub unresolved: Option<(&'static str, String)>,
     /// Warnings.
     pub warnings: Vec<String>,
+    /// Addresses that were allocated to its hosts (SE-032).
+    pub addresses: Vec<weft_crds::service_entry::AllocatedAddress>,
 }
 
 /// Something that could not be rendered; its last version stays.
@@ -208,7 +212,7 @@ impl Renderer {
         output.work.verdicts = self.verdicts.judge(world);
         self.verdicts.report(world, &mut output.reports);
         let sound = self.verdicts.sound();
-        let services = service::Services::new(world);
+        let services = service::Services::new(world, sound.sources);
         let shared = Shared {
             world,
             sound: &sound,
@@ -219,6 +223,8 @@ impl Renderer {
         output.work.views = self.views.rendered();
         self.presence.render(&shared, &mut output);
         route::resolve(&shared, &mut output.reports);
+        scope::report(world, sound.sources.sidecars, &mut output.reports);
+        service::report(&shared, &mut output.reports);
         output
     }
 }

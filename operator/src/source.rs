@@ -192,6 +192,12 @@ impl Started<'_> {
                 .as_object_mut()
                 .and_then(|o| o.remove("status"))
                 .unwrap_or_default();
+            // What was allocated before is allocated again (SE-032).
+            if kind == "ServiceEntry"
+                && let Some(addresses) = status.get("addresses")
+            {
+                value["status"] = serde_json::json!({ "addresses": addresses });
+            }
             let observed = Observed {
                 generation: object.metadata.generation,
                 status,
@@ -343,7 +349,8 @@ fn kind_reference(kind: &str) -> ObjectRef {
 #[must_use]
 pub fn mesh_resource(group: &str, kind: &str, version: &str) -> ApiResource {
     let plural = match kind {
-        "PeerAuthentication" => "peerauthentications".to_owned(),
+        "ServiceEntry" => "serviceentries".to_owned(),
+        "WorkloadEntry" => "workloadentries".to_owned(),
         other => format!("{}s", other.to_lowercase()),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft_crds::object::KINDS;
+use weft_crds::service_entry::AllocatedAddress;
 
 use crate::acknowledge::{Acknowledged, Targets};
 use crate::metrics::Metrics;
@@ -147,8 +148,13 @@ impl Writer {
             let is_failed = output.failures.iter().any(|f| f.namespace == reference.namespace);
             let generation = report.generation.or(observed.generation);
             let wanted = conditions(report, generation, proxies, is_failed);
-            let Some(conditions) = changed(&wanted, &observed.status) else {
-                continue;
+            let conditions = match changed(&wanted, &observed.status) {
+                Some(conditions) => conditions,
+                None if addresses(&observed.status) != report.addresses => present(&observed.status)
+                    .into_iter()
+                    .filter(|c| OWN.contains(&c.type_.as_str()))
+                    .collect(),
+                None => continue,
             };
             let is_final = proxies.0 == proxies.1;
             if let Some(at) = self
@@ -162,7 +168,7 @@ impl Writer {
                     continue;
                 }
             }
-            match self.write(reference, generation, &conditions).await {
+            match self.write(reference, generation, &conditions, &report.addresses).await {
                 Ok(status) => {
                     self.observed.insert(
                         reference.clone(),
@@ -201,12 +207,16 @@ impl Writer {
         reference: &ObjectRef,
         generation: Option<i64>,
         conditions: &[Condition],
+        addresses: &[AllocatedAddress],
     ) -> Result<Value, kube::Error> {
         let kind = format!("{:?}", reference.kind);
         let (group, _, versions) = KINDS.iter().find(|(_, k, _)| *k == kind).copied().unwrap_or(KINDS[0]);
         let resource = mesh_resource(group, &kind, versions[0]);
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &reference.namespace, &resource);
-        let status = json!({"observedGeneration": generation, "conditions": conditions});
+        let mut status = json!({"observedGeneration": generation, "conditions": conditions});
+        if !addresses.is_empty() {
+            status["addresses"] = json!(addresses);
+        }
         let patch = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
@@ -295,6 +305,12 @@ fn changed(wanted: &[Condition], status: &Value) -> Option<Vec<Condition>> {
         }
     });
     Some(dated.collect())
+}
+
+/// Addresses that a status has.
+fn addresses(status: &Value) -> Vec<AllocatedAddress> {
+    let list = status.get("addresses").cloned().unwrap_or_default();
+    serde_json::from_value(list).unwrap_or_default()
 }
 
 /// Whether nothing but the number of proxies differs.

@@ -11,7 +11,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_bundle::key::KeyInputs;
 use weft_bundle::pack::Limits;
-use weft_crds::{DestinationRule, Gateway, MeshConfig, PeerAuthentication, VirtualService};
+use weft_crds::{
+    DestinationRule, Gateway, MeshConfig, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+};
 
 use crate::identity::Profile;
 
@@ -37,6 +39,9 @@ pub enum Kind {
     VirtualService,
     DestinationRule,
     Gateway,
+    ServiceEntry,
+    WorkloadEntry,
+    Sidecar,
     PeerAuthentication,
     /// ConfigMap `weft` with the mesh config.
     MeshConfig,
@@ -80,6 +85,9 @@ pub enum Object {
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     Gateway(Arc<Gateway>),
+    ServiceEntry(Arc<ServiceEntry>),
+    WorkloadEntry(Arc<WorkloadEntry>),
+    Sidecar(Arc<Sidecar>),
     PeerAuthentication(Arc<PeerAuthentication>),
     MeshConfig(Arc<ConfigMap>),
     ConfigManifest {
@@ -119,6 +127,9 @@ impl Object {
             Self::VirtualService(o) => of(Kind::VirtualService, &o.metadata),
             Self::DestinationRule(o) => of(Kind::DestinationRule, &o.metadata),
             Self::Gateway(o) => of(Kind::Gateway, &o.metadata),
+            Self::ServiceEntry(o) => of(Kind::ServiceEntry, &o.metadata),
+            Self::WorkloadEntry(o) => of(Kind::WorkloadEntry, &o.metadata),
+            Self::Sidecar(o) => of(Kind::Sidecar, &o.metadata),
             Self::PeerAuthentication(o) => of(Kind::PeerAuthentication, &o.metadata),
             Self::MeshConfig(o) => of(Kind::MeshConfig, &o.metadata),
             Self::ConfigManifest { namespace, name, .. } => ObjectRef {
@@ -280,6 +291,12 @@ pub struct World {
     /// By namespace and name.
     pub gateways: BTreeMap<Id, Arc<Gateway>>,
     /// By namespace and name.
+    pub service_entries: BTreeMap<Id, Arc<ServiceEntry>>,
+    /// By namespace and name.
+    pub workload_entries: BTreeMap<Id, Arc<WorkloadEntry>>,
+    /// By namespace and name.
+    pub sidecars: BTreeMap<Id, Arc<Sidecar>>,
+    /// By namespace and name.
     pub peer_authentications: BTreeMap<Id, Arc<PeerAuthentication>>,
     /// Inputs of keys that were rendered before, by namespace and name of the ConfigMap.
     pub manifests: BTreeMap<Id, Arc<KeyInputs>>,
@@ -311,6 +328,9 @@ impl World {
             Object::VirtualService(o) => drop(self.virtual_services.insert(id, o)),
             Object::DestinationRule(o) => drop(self.destination_rules.insert(id, o)),
             Object::Gateway(o) => drop(self.gateways.insert(id, o)),
+            Object::ServiceEntry(o) => drop(self.service_entries.insert(id, o)),
+            Object::WorkloadEntry(o) => drop(self.workload_entries.insert(id, o)),
+            Object::Sidecar(o) => drop(self.sidecars.insert(id, o)),
             Object::PeerAuthentication(o) => drop(self.peer_authentications.insert(id, o)),
             Object::ConfigManifest { inputs, .. } => drop(self.manifests.insert(id, inputs)),
             Object::Malformed { reference, error } => drop(self.malformed.insert(reference, error)),
@@ -337,6 +357,9 @@ impl World {
             Kind::VirtualService => self.virtual_services.remove(&id).is_some(),
             Kind::DestinationRule => self.destination_rules.remove(&id).is_some(),
             Kind::Gateway => self.gateways.remove(&id).is_some(),
+            Kind::ServiceEntry => self.service_entries.remove(&id).is_some(),
+            Kind::WorkloadEntry => self.workload_entries.remove(&id).is_some(),
+            Kind::Sidecar => self.sidecars.remove(&id).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&id).is_some(),
             Kind::ConfigManifest => self.manifests.remove(&id).is_some(),
             Kind::MeshConfig => std::mem::take(&mut self.has_mesh_config),

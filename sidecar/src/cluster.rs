@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_bundle::model::{self, Cluster, EndpointTable, HostEndpoints};
-use weft_bundle::wire::{Health, Locality, PeerWorkload, Policy};
+use weft_bundle::wire::{Discovery, Health, HostKind, Locality, PeerWorkload, Policy};
 
 use crate::balance::Key;
 use crate::locality::{Groups, Here};
+use crate::lookup::Lookups;
 use crate::outlier::{self, AsOf, Ejection, Ejections, Outcome};
 use crate::pool::Pool;
 
@@ -339,9 +340,21 @@ impl ClusterState {
     }
 
     /// Takes over a newer endpoint list, keeping what is known of addresses that stay.
-    fn refresh(&self, config: &model::Config, table: &EndpointTable, own: &Here) {
+    fn refresh(&self, config: &model::Config, table: &EndpointTable, lookups: &Lookups, own: &Here) {
         let mut members = self.members.borrow_mut();
-        if members.table == table.serial() && members.groups.is_some() {
+        let found = {
+            let cluster = self.cluster.borrow();
+            let is_named = matches!(cluster.host.discovery, Discovery::Dns(_));
+            is_named
+                .then(|| lookups.endpoints(&cluster.host, table.host(&cluster.host.host)))
+                .flatten()
+        };
+        let is_found = match (&found, &members.source) {
+            (Some(found), Some(known)) => Arc::ptr_eq(found, known),
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        if members.table == table.serial() && members.groups.is_some() && is_found {
             return;
         }
         let cluster = self.cluster.borrow();
@@ -353,7 +366,7 @@ impl ClusterState {
         } else {
             own.clone()
         };
-        let source = table.host(&cluster.host.host);
+        let source = found.as_ref().or_else(|| table.host(&cluster.host.host));
         let same = match (&members.source, source) {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (None, None) => members.empty_since.is_some(),
@@ -446,7 +459,9 @@ impl ClusterState {
         let cluster = self.cluster.borrow();
         let address = *cluster.host.addresses.first()?;
         let is_shared_out = matches!(cluster.policy.locality, Some(Locality::Distribute(_)));
-        if is_shared_out || cluster.host.node_local || cluster.host.headless {
+        // Nobody but the mesh serves the addresses of a ServiceEntry.
+        let is_entry = cluster.host.kind == HostKind::Entry;
+        if is_shared_out || is_entry || cluster.host.node_local || cluster.host.headless {
             return None;
         }
         if cluster.subset.is_some() || (members.meshed > 0 && members.unmeshed > 0) {
@@ -659,6 +674,7 @@ impl Clusters {
         config: &Arc<model::Config>,
         cluster: &Arc<Cluster>,
         table: &EndpointTable,
+        lookups: &Lookups,
         here: &Here,
         counters: impl FnOnce() -> Arc<Counters>,
     ) -> Rc<ClusterState> {
@@ -666,6 +682,8 @@ impl Clusters {
             self.by_id.clear();
             self.by_id.resize(config.clusters.len(), None);
             self.config = Some(config.clone());
+            let hosts: std::collections::HashSet<&str> = config.hosts.iter().map(|host| &*host.host).collect();
+            lookups.retain(|host| hosts.contains(host));
             // What no configuration names any more goes with its last request.
             let names: std::collections::HashSet<&str> = config.clusters.iter().map(|c| &*c.name).collect();
             self.by_name.retain(|name, _| names.contains(&**name));
@@ -699,7 +717,7 @@ impl Clusters {
                 state
             }
         };
-        state.refresh(config, table, here);
+        state.refresh(config, table, lookups, here);
         state
     }
 

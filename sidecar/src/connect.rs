@@ -131,8 +131,8 @@ pub enum Secure {
 
 /// Who a mesh server may be.
 pub enum Expected {
-    /// The accounts of the destination; empty: anybody of the mesh (ID-079).
-    Accounts(Option<Arc<HostEndpoints>>),
+    /// The accounts of the destination, and further ids; neither: anybody of the mesh (ID-079).
+    Accounts(Option<Arc<HostEndpoints>>, Vec<String>),
     /// These ids.
     Exact(Vec<String>),
 }
@@ -143,9 +143,10 @@ impl Expected {
     pub fn admits(&self, id: &str, domains: &[String]) -> bool {
         match self {
             Self::Exact(ids) => ids.iter().any(|expected| expected == id),
-            Self::Accounts(None) => true,
-            Self::Accounts(Some(host)) if host.accounts.is_empty() => true,
-            Self::Accounts(Some(host)) => {
+            Self::Accounts(_, ids) if ids.iter().any(|expected| expected == id) => true,
+            Self::Accounts(None, ids) => ids.is_empty(),
+            Self::Accounts(Some(host), ids) if host.accounts.is_empty() => ids.is_empty(),
+            Self::Accounts(Some(host), _) => {
                 let domain = id.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next());
                 let Some((namespace, name)) = account(id) else {
                     return false;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
-use weft_bundle::wire::{InboundDestination, MtlsMode, Policy, Protocol};
+use weft_bundle::wire::{InboundDestination, InboundTarget, MtlsMode, Policy, Protocol};
 
 use crate::cluster::{Peer, Permit};
 use crate::connect::{ConnectError, Opening, Secure};
@@ -84,9 +84,12 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, target: SocketAddr) 
     let number = incoming.dialled.port();
     let config = &snapshot.config;
     let known = config.inbound.port(number);
-    let target = match config.inbound.destination {
-        InboundDestination::Passthrough => target,
-        InboundDestination::Localhost => {
+    let target = match (known.and_then(|port| port.target), config.inbound.destination) {
+        // A Sidecar says where the application listens (SE-089).
+        (Some(InboundTarget::Pod(port)), _) => SocketAddr::new(target.ip(), port),
+        (Some(InboundTarget::Loopback(address)), _) => address,
+        (None, InboundDestination::Passthrough) => target,
+        (None, InboundDestination::Localhost) => {
             let ip: IpAddr = if target.is_ipv4() {
                 Ipv4Addr::LOCALHOST.into()
             } else {

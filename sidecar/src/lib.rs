@@ -20,6 +20,7 @@ pub mod io;
 pub mod listen;
 pub mod locality;
 pub mod log;
+pub mod lookup;
 pub mod outbound;
 pub mod outlier;
 pub mod overload;

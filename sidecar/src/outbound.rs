@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use std::future::poll_fn;
 use weft_bundle::model::{Cluster, Destinations, Port};
-use weft_bundle::wire::{OutboundPolicy, Protocol, UpstreamTls};
+use weft_bundle::wire::{HostKind, OutboundPolicy, Protocol, UpstreamTls};
 
 use crate::connect::{Opening, Secure};
 use crate::detect::{self, Among, Verdict};
@@ -29,6 +29,13 @@ pub enum Known {
     SharedPod(Arc<Port>),
     /// An HTTP-class port number: the Host decides (SM-037).
     Shared,
+    /// Ports of hosts that share the address, or have none: what the client sends decides (SE-022, SE-023, SM-045).
+    Open {
+        /// In the order in which they count.
+        ports: Vec<Arc<Port>>,
+        /// The port number is HTTP-class, too.
+        is_shared: bool,
+    },
     /// Nothing known (SM-059).
     Unknown,
 }
@@ -61,9 +68,14 @@ pub fn find(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Known 
         }
     }
     match config.by_subnet(dialled.ip(), dialled.port()) {
-        _ if is_shared => Known::Shared,
-        Some(port) => Known::Port(port.clone()),
-        None => Known::Unknown,
+        Some(port) if !is_shared => return Known::Port(port.clone()),
+        _ => {}
+    }
+    let ports = config.open(dialled.ip(), dialled.port());
+    match ports.is_empty() {
+        false => Known::Open { ports, is_shared },
+        true if is_shared => Known::Shared,
+        true => Known::Unknown,
     }
 }
 
@@ -76,6 +88,9 @@ fn untranslated(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Op
     }
     let table = worker.shared.endpoints.load();
     config.clusters.iter().find_map(|cluster| {
+        if cluster.host.kind != HostKind::Service {
+            return None;
+        }
         let family = |address: &&std::net::IpAddr| address.is_ipv4() == dialled.is_ipv4();
         let address = cluster.host.addresses.iter().find(family)?;
         let endpoint = table.host(&cluster.host.host)?.by_address(dialled.ip())?;
@@ -138,9 +153,7 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming) -> Next {
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => shared(worker, &snapshot, incoming).await,
             Protocol::Tcp => session(worker, &snapshot, incoming, Route::Port(&port)).await,
         },
-        Known::Unknown if !snapshot.config.by_server_name(incoming.dialled.port()).is_empty() => {
-            named(worker, &snapshot, incoming).await
-        }
+        Known::Open { ports, is_shared } => open(worker, &snapshot, &ports, is_shared, incoming).await,
         Known::Unknown => session(worker, &snapshot, incoming, Route::Unknown).await,
     }
 }
@@ -165,7 +178,27 @@ async fn shared(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming
 }
 
 /// An automatic port: detected, waiting for both directions at once (SM-028, BYD-021).
-async fn automatic(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, mut incoming: Incoming) -> Next {
+async fn automatic(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, incoming: Incoming) -> Next {
+    let mut incoming = match first_bytes(worker, snapshot, port, incoming).await {
+        Ok(incoming) => incoming,
+        Err(next) => return next,
+    };
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::ClientTlsOrHttp).await {
+        Ok(Some(Verdict::Http1 | Verdict::Http2)) => Next::Http(incoming),
+        Ok(Some(Verdict::Tls)) => tls(worker, snapshot, port, incoming).await,
+        Ok(Some(_)) => session(worker, snapshot, incoming, Route::Port(port)).await,
+        Ok(None) | Err(_) => Next::Done,
+    }
+}
+
+/// Waits for the client's first bytes, and for those of the server that an opaque connection would have; where the
+/// server begins, or nobody does in time, that is what comes of the connection.
+async fn first_bytes(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    port: &Arc<Port>,
+    mut incoming: Incoming,
+) -> Result<Incoming, Next> {
     let waits = snapshot.config.mesh.istio_compatibility;
     let limit = Duration::from_millis(snapshot.config.mesh.detection_timeout_ms);
     if !waits && !incoming.speaks().await {
@@ -178,11 +211,11 @@ async fn automatic(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, m
                 // Neither side within the limit: nothing is detected any more (SM-030).
                 let begins = within(limit, server_begins(&mut incoming, &mut opened)).await;
                 if begins.unwrap_or(true) {
-                    return Next::Relay(Box::new(Relay {
+                    return Err(Next::Relay(Box::new(Relay {
                         io: incoming.into_io(),
                         opened,
                         record,
-                    }));
+                    })));
                 }
                 record.discard();
             }
@@ -191,14 +224,62 @@ async fn automatic(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, m
     if incoming.buffer.is_empty() {
         match within(limit, read_some(&mut incoming)).await {
             Some(Ok(true)) => {}
-            Some(_) => return Next::Done,
-            None => return session(worker, snapshot, incoming, Route::Port(port)).await,
+            Some(_) => return Err(Next::Done),
+            None => return Err(session(worker, snapshot, incoming, Route::Port(port)).await),
         }
     }
+    Ok(incoming)
+}
+
+/// Ports of several hosts: HTTP goes by its Host, TLS by the name that it asks for, the rest to the first that takes
+/// opaque connections (SE-022, SE-023, SM-045).
+async fn open(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    ports: &[Arc<Port>],
+    is_shared: bool,
+    mut incoming: Incoming,
+) -> Next {
+    let opaque = ports.iter().find(|port| port.protocol != Protocol::Tls);
+    let is_http = is_shared || ports.iter().any(|port| port.protocol == Protocol::Auto);
+    let is_tls = ports
+        .iter()
+        .any(|port| matches!(port.protocol, Protocol::Tls | Protocol::Auto));
+    let rest = || opaque.map_or(Route::Unknown, Route::Port);
+    if !is_http && !is_tls {
+        return session(worker, snapshot, incoming, rest()).await;
+    }
+    if let Some(port) = opaque {
+        incoming = match first_bytes(worker, snapshot, port, incoming).await {
+            Ok(incoming) => incoming,
+            Err(next) => return next,
+        };
+    }
     match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::ClientTlsOrHttp).await {
-        Ok(Some(Verdict::Http1 | Verdict::Http2)) => Next::Http(incoming),
-        Ok(Some(Verdict::Tls)) => tls(worker, snapshot, port, incoming).await,
-        Ok(Some(_)) => session(worker, snapshot, incoming, Route::Port(port)).await,
+        Ok(Some(Verdict::Http1 | Verdict::Http2)) if is_http => Next::Http(incoming),
+        Ok(Some(Verdict::Tls)) if is_tls => {
+            let hello = detect::hello(&mut incoming.io, &mut incoming.buffer).await;
+            let sni = hello.ok().and_then(|hello| hello.server_name).unwrap_or_default();
+            let sni = sni.strip_suffix('.').unwrap_or(&sni).to_ascii_lowercase();
+            let named = ports.iter().filter(|port| port.protocol != Protocol::Tcp);
+            let ruled = named.clone().find_map(|port| {
+                let rule = port.tls.iter().find(|rule| rule.fits(&sni, incoming.dialled.ip()))?;
+                Some(Route::Rule(&rule.destinations, Some(&sni)))
+            });
+            let by_name = || {
+                let best = named.filter_map(|port| Some((port.fits_name(&sni)?, port)));
+                best.max_by_key(|(rank, _)| *rank).map(|(_, port)| Route::Port(port))
+            };
+            let declared = || {
+                ports
+                    .iter()
+                    .find(|port| port.protocol == Protocol::Tcp)
+                    .map(Route::Port)
+            };
+            let route = ruled.or_else(by_name).or_else(declared).unwrap_or(Route::Unknown);
+            session(worker, snapshot, incoming, route).await
+        }
+        Ok(Some(_)) => session(worker, snapshot, incoming, rest()).await,
         Ok(None) | Err(_) => Next::Done,
     }
 }
@@ -251,30 +332,6 @@ async fn tls(worker: &Rc<Worker>, snapshot: &Snapshot, port: &Arc<Port>, mut inc
         None => Route::Unknown,
     };
     session(worker, snapshot, incoming, route).await
-}
-
-/// TLS to an address that nobody has: by SNI among hosts without address.
-async fn named(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming) -> Next {
-    if !matches!(
-        detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await,
-        Ok(Some(Verdict::Tls))
-    ) {
-        return session(worker, snapshot, incoming, Route::Unknown).await;
-    }
-    let sni = match detect::hello(&mut incoming.io, &mut incoming.buffer).await {
-        Ok(hello) => hello.server_name.unwrap_or_default(),
-        Err(_) => String::new(),
-    };
-    let ports = snapshot.config.by_server_name(incoming.dialled.port()).to_vec();
-    for port in &ports {
-        if let Some(rule) = port.tls.iter().find(|rule| rule.fits(&sni, incoming.dialled.ip())) {
-            return session(worker, snapshot, incoming, Route::Rule(&rule.destinations, Some(&sni))).await;
-        }
-        if *port.host.host == *sni {
-            return session(worker, snapshot, incoming, Route::Port(port)).await;
-        }
-    }
-    session(worker, snapshot, incoming, Route::Unknown).await
 }
 
 /// Where an opaque connection goes.
@@ -377,6 +434,7 @@ async fn open_port(
     match port.tcp.iter().find(|rule| rule.fits(dialled.ip())) {
         Some(rule) => tcp::open(worker, snapshot, &rule.destinations, dialled, is_tls, record).await,
         None => {
+            worker.lookup(snapshot, &port.cluster).await;
             let state = worker.cluster(snapshot, &port.cluster);
             record.upstream.target = Target::Cluster(port.cluster.clone());
             tcp::to_cluster(worker, &state, &port.cluster.policy, dialled, is_tls, record).await

@@ -12,6 +12,7 @@ use weft_bundle::model::{Config, EndpointTable};
 use crate::cluster::Counters;
 use crate::io::{self, Dial, Source};
 use crate::locality::Here;
+use crate::lookup::{Asker, Lookups};
 use crate::overload::Overload;
 use crate::telemetry::Telemetry;
 use crate::tls::Identity;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub http_proxy: std::sync::OnceLock<u16>,
     /// Told when a listener no longer accepts.
     pub lost: tokio::sync::Notify,
+    /// Names that the proxy looks up.
+    pub lookups: Arc<Lookups>,
     /// What all workers together know of destinations, by name (DR-073). Looked up when a worker first uses a destination.
     pub counters: Mutex<HashMap<Arc<str>, Arc<Counters>>>,
 }
@@ -55,6 +58,11 @@ impl Shared {
             overload: Overload::new(settings.memory_limit),
             http_proxy: std::sync::OnceLock::new(),
             lost: tokio::sync::Notify::new(),
+            lookups: Lookups::new(Asker {
+                mark: settings.mark,
+                ipv6: settings.addresses.iter().any(IpAddr::is_ipv6),
+                ..Asker::default()
+            }),
             settings,
             current: ArcSwapOption::empty(),
             endpoints: ArcSwap::default(),

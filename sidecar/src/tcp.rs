@@ -22,7 +22,7 @@ use crate::balance::Key;
 use crate::cluster::{Busy, ClusterState, Peer, Permit};
 use crate::connect::{self, ConnectError, Opening, Secure};
 use crate::exchange::{Details, Flags, Session, Target};
-use crate::http::forward::{is_passthrough, report, secure};
+use crate::http::forward::{report, secure};
 use crate::io::Io;
 use crate::outlier::Outcome;
 use crate::pool::{Link, Security};
@@ -106,6 +106,7 @@ pub async fn open(
         }
         return Err(Refused::new(Flags::NC, "cluster_not_found"));
     };
+    worker.lookup(snapshot, cluster).await;
     let state = worker.cluster(snapshot, cluster);
     session.upstream.target = Target::Cluster(cluster.clone());
     // Some settings of a rule are those of its first destination, whichever is chosen (VS-178).
@@ -138,7 +139,9 @@ pub async fn to_cluster(
         }
         _ => Key::NONE,
     };
-    let pinned = cluster.host.headless || is_passthrough(state);
+    let keeps = cluster.keeps_dialled();
+    let pinned = cluster.host.headless || keeps;
+    let towards = if keeps { cluster.kept(dialled) } else { dialled };
     let idle = Duration::from_millis(lead.tcp_idle_timeout_ms);
     let mut permit = Some(permit);
     let mut failed: Vec<SocketAddr> = Vec::new();
@@ -149,8 +152,8 @@ pub async fn to_cluster(
         if failed.len() <= FAILOVERS + usize::from(fell_back) {
             peer = if pinned {
                 state
-                    .dialled(dialled)
-                    .or_else(|| Some(worker.direct(dialled)))
+                    .dialled(towards)
+                    .or_else(|| Some(worker.direct(towards)))
                     .filter(|_| failed.is_empty())
             } else {
                 state.pick(&failed, key)

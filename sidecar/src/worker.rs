@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use weft_bundle::model::{Cluster, Config};
+use weft_bundle::wire::Discovery;
 
 use crate::cluster::{ClusterState, Clusters, Counters, Peer};
 use crate::http::metadata::Peers;
@@ -85,6 +86,14 @@ impl Worker {
         self.shared.current.load_full()
     }
 
+    /// Waits until the names of a destination were looked up; at once where it has none (SE-027).
+    pub async fn lookup(&self, snapshot: &Snapshot, cluster: &Cluster) {
+        if matches!(cluster.host.discovery, Discovery::Dns(_)) {
+            let rate = Duration::from_millis(snapshot.config.mesh.dns_refresh_ms);
+            Box::pin(self.shared.lookups.ready(&cluster.host, rate)).await;
+        }
+    }
+
     /// State of a destination of a configuration, with the newest endpoints.
     #[must_use]
     pub fn cluster(&self, snapshot: &Snapshot, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
@@ -92,7 +101,9 @@ impl Worker {
         let here = &self.shared.settings.here;
         self.clusters
             .borrow_mut()
-            .get(&snapshot.config, cluster, &table, here, || self.counters(&cluster.name))
+            .get(&snapshot.config, cluster, &table, &self.shared.lookups, here, || {
+                self.counters(&cluster.name)
+            })
     }
 
     fn counters(&self, name: &Arc<str>) -> Arc<Counters> {

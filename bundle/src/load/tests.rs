@@ -94,6 +94,24 @@ fn bundle(hosts: usize) -> Bundle {
         addresses: vec!["10.98.0.1".parse().expect("address")],
         headless: false,
         node_local: n % 2 == 1,
+        kind: HostKind::Entry,
+        subnets: vec![Subnet {
+            address: "10.1.0.0".parse().expect("address"),
+            prefix: 16,
+        }],
+        allocated: vec!["240.240.0.1".parse().expect("address")],
+        discovery: Discovery::Dns(Dns {
+            first_alone: true,
+            targets: vec![DnsTarget {
+                name: "a.example".into(),
+                ports: BTreeMap::from([("http".into(), 8080)]),
+                labels: BTreeMap::from([("version".into(), "v1".into())]),
+                locality: Some("r/z".into()),
+                weight: 3,
+                tls: MeshTls::All,
+            }],
+        }),
+        identities: vec!["spiffe://cluster.local/ns/a/sa/b".into()],
         ports: vec![HostPort {
             port: 80,
             name: "http".into(),
@@ -105,6 +123,8 @@ fn bundle(hosts: usize) -> Bundle {
                 destinations: vec![destination("v1", 1)],
             }],
             tcp: Vec::new(),
+            target_port: Some(8443),
+            target_only: true,
             policy: Policy {
                 load_balancer: LoadBalancer::ConsistentHash(ConsistentHash {
                     key: Some(HashKey::Cookie {
@@ -189,6 +209,7 @@ fn bundle(hosts: usize) -> Bundle {
                 protocol: Protocol::Auto,
                 mtls: None,
                 host: None,
+                target: Some(InboundTarget::Loopback(([127, 0, 0, 1], 81).into())),
                 policy: Policy {
                     max_connections: Some(7),
                     ..Policy::default()

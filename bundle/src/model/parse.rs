@@ -13,7 +13,7 @@ use super::matching::AuthorityTest;
 use super::{
     Action, Cluster, Config, Cors, Destination, Destinations, Domain, Domains, Fault, HeaderName, HeaderOps,
     HeaderTest, Host, Inbound, InboundPort, Invalid, Match, Mirror, PathRewrite, PathTest, Piece, Port, QueryTest,
-    Retry, RetryOn, Rewrite, RouteTable, Rule, Share, TcpRule, Template, Text, TlsRule,
+    Range, Retry, RetryOn, Rewrite, RouteTable, Rule, Share, TcpRule, Template, Text, TlsRule,
 };
 use crate::wire;
 
@@ -38,6 +38,9 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
                 addresses: host.addresses.clone(),
                 headless: host.headless,
                 node_local: host.node_local,
+                kind: host.kind,
+                discovery: host.discovery.clone(),
+                identities: host.identities.clone(),
                 position,
             })
         })
@@ -58,18 +61,20 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
     let mut addresses = HashMap::new();
     let mut domains: HashMap<u16, Domains> = HashMap::new();
     let mut headless: HashMap<u16, Vec<Arc<Port>>> = HashMap::new();
-    let mut server_names: HashMap<u16, Vec<Arc<Port>>> = HashMap::new();
+    let mut open: HashMap<u16, Vec<Arc<Port>>> = HashMap::new();
+    let mut ranges: HashMap<u16, Vec<Range>> = HashMap::new();
     let mut subnets: HashMap<u16, Vec<Arc<Port>>> = HashMap::new();
     let mut ports = Vec::new();
     for (wire, host) in bundle.hosts.iter().zip(&hosts) {
-        for port in &wire.ports {
+        parser.discovery(wire);
+        for port in wire.ports.iter().filter(|port| !port.target_only) {
             if let Some(parsed) = parser.port(port, host, &routes, &default_retry) {
                 ports.push((wire, Arc::new(parsed)));
             }
         }
     }
     for (wire, port) in &ports {
-        for address in &wire.addresses {
+        for address in wire.addresses.iter().chain(&wire.allocated) {
             addresses.entry((*address, port.number)).or_insert_with(|| port.clone());
         }
         let with_subnets = |subnets: &[wire::Subnet]| !subnets.is_empty();
@@ -80,8 +85,15 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
         }
         if port.host.headless {
             headless.entry(port.number).or_default().push(port.clone());
-        } else if wire.addresses.is_empty() && matches!(port.protocol, wire::Protocol::Tls | wire::Protocol::Auto) {
-            server_names.entry(port.number).or_default().push(port.clone());
+        } else if !port.protocol.is_http() {
+            if !wire.subnets.is_empty() {
+                ranges.entry(port.number).or_default().push(Range {
+                    subnets: wire.subnets.clone(),
+                    port: port.clone(),
+                });
+            } else if is_open(wire, port.protocol) {
+                open.entry(port.number).or_default().push(port.clone());
+            }
         }
     }
     // Aliases first, real names last, so that the latter win (SM-042).
@@ -94,7 +106,7 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
                 let domain = Domain {
                     http: port.http.clone(),
                     port: Some(port.clone()),
-                    shared: port.protocol.is_http(),
+                    shared: port.protocol.is_http() || is_open(wire, port.protocol),
                 };
                 domains.entry(port.number).or_default().insert(name, domain);
             }
@@ -139,12 +151,21 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
             addresses,
             domains,
             headless,
-            server_names,
+            open,
+            ranges,
             subnets,
         })
     } else {
         Err(parser.problems)
     }
+}
+
+/// Whether a port is known by its number alone, and by names.
+fn is_open(host: &wire::Host, protocol: wire::Protocol) -> bool {
+    let is_entry = host.kind == wire::HostKind::Entry;
+    // A Service without address is one that has none yet: bytes without a name are not for it.
+    let fits = is_entry || matches!(protocol, wire::Protocol::Tls | wire::Protocol::Auto);
+    fits && !host.headless && host.addresses.is_empty() && host.subnets.is_empty()
 }
 
 #[derive(Default)]
@@ -161,6 +182,25 @@ impl Parser {
             value: value.into(),
             message: message.into(),
         });
+    }
+
+    fn discovery(&mut self, host: &wire::Host) {
+        let path = format!("hosts[{}]", host.host);
+        self.subnets(&path, &host.subnets);
+        let wire::Discovery::Dns(dns) = &host.discovery else {
+            return;
+        };
+        for (n, target) in dns.targets.iter().enumerate() {
+            let longest = 253;
+            if target.name.is_empty() || target.name.len() > longest {
+                let message = format!("a name to look up has 1 to {longest} characters");
+                self.problem(
+                    format!("{path}.discovery.dns.targets[{n}].name"),
+                    &*target.name,
+                    message,
+                );
+            }
+        }
     }
 
     /// Makes a cluster for each port of a host, and for each of its subsets.
@@ -200,6 +240,7 @@ impl Parser {
             host: host.clone(),
             port: port.port,
             port_name: Arc::from(port.name.as_str()),
+            target_port: port.target_port,
             protocol: port.protocol,
             subset: subset.map(|subset| Arc::from(subset.name.as_str())),
             labels: subset.map(|subset| subset.labels.clone()).unwrap_or_default(),
@@ -313,6 +354,7 @@ impl Parser {
                 mtls: port.mtls.unwrap_or(wire.mtls),
                 host: port.host.as_deref().map(Arc::from),
                 policy: (port.policy != wire::Policy::default()).then(|| Arc::new(port.policy.clone())),
+                target: port.target,
             };
             (port.port, Arc::new(parsed))
         });

@@ -107,6 +107,7 @@ impl MeshConfig {
         }
         for (path, duration) in [
             ("connectTimeout", &self.connect_timeout),
+            ("dnsRefreshRate", &self.dns_refresh_rate),
             ("protocolDetectionTimeout", &self.protocol_detection_timeout),
         ] {
             if let Some(duration) = duration {
@@ -272,6 +273,7 @@ mod tests {
         assert_eq!(errors("trustDomain: A/b"), ["trustDomain"]);
         assert_eq!(errors("trustDomainAliases: ['']"), ["trustDomainAliases[0]"]);
         assert_eq!(errors("connectTimeout: soon"), ["connectTimeout"]);
+        assert_eq!(errors("dnsRefreshRate: often"), ["dnsRefreshRate"]);
     }
 
     // spec: OPS-023, LIFE-034, LOG-002, ID-009, SM-117, SM-118

@@ -16,6 +16,9 @@ pub(super) fn of(kind: &str) -> Vec<Rule> {
         "VirtualService" => virtual_service(),
         "DestinationRule" => destination_rule(),
         "Gateway" => gateway(),
+        "ServiceEntry" => service_entry(),
+        "WorkloadEntry" => at("/properties/spec", &ENDPOINT),
+        "Sidecar" => sidecar(),
         "PeerAuthentication" => peer_authentication(),
         _ => vec![],
     }
@@ -300,6 +303,82 @@ fn gateway() -> Vec<Rule> {
     .flatten()
     .collect()
 }
+
+fn service_entry() -> Vec<Rule> {
+    let mut rules = at(
+        "/properties/spec",
+        &[
+            (
+                "!has(self.hosts) || !self.hosts.exists(host, host == '*')",
+                "hosts must be names or wildcards such as `*.example.com`, not all names",
+            ),
+            (
+                "!(has(self.workloadSelector) && has(self.endpoints) && self.endpoints.size() > 0)",
+                "must have at most one of workloadSelector and endpoints",
+            ),
+            (
+                "(has(self.resolution) && self.resolution != 'NONE') || !has(self.endpoints) || self.endpoints.size() == 0",
+                "endpoints have no place with resolution NONE",
+            ),
+            (
+                "!has(self.resolution) || self.resolution != 'DNS_ROUND_ROBIN' || !has(self.endpoints) || self.endpoints.size() <= 1",
+                "endpoints must be at most one with DNS_ROUND_ROBIN",
+            ),
+            (
+                "!has(self.addresses) || !has(self.resolution) || !(self.resolution in ['DNS', 'DNS_ROUND_ROBIN', 'DYNAMIC_DNS']) || !self.addresses.exists(address, address.contains('/'))",
+                "addresses may be ranges with resolution NONE and STATIC alone",
+            ),
+            (
+                "!has(self.ports) || self.ports.all(port, self.ports.exists_one(other, other.number == port.number))",
+                "numbers of ports must differ",
+            ),
+        ],
+    );
+    rules.extend(at("/properties/spec/properties/endpoints/items", &ENDPOINT));
+    rules
+}
+
+fn sidecar() -> Vec<Rule> {
+    let listener = "/properties/spec/properties/egress/items";
+    [
+        at(
+            "/properties/spec",
+            &[
+                (
+                    "(has(self.ingress) && self.ingress.size() > 0) || (has(self.egress) && self.egress.size() > 0) || has(self.inboundConnectionPool) || has(self.outboundTrafficPolicy)",
+                    "must have one of egress, ingress, outboundTrafficPolicy and inboundConnectionPool",
+                ),
+                (
+                    "!has(self.egress) || self.egress.filter(listener, !has(listener.port)).size() <= 1",
+                    "at most one entry of egress may have no port",
+                ),
+            ],
+        ),
+        at(listener, &[("self.hosts.size() > 0", "must name at least one `namespace/name`")]),
+        at(
+            "/properties/spec/properties/outboundTrafficPolicy",
+            &[(
+                "!has(self.egressProxy) || (has(self.mode) && self.mode == 'ALLOW_ANY')",
+                "egressProxy needs mode ALLOW_ANY",
+            )],
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Rules of an endpoint, wherever it is written.
+const ENDPOINT: [(&str, &str); 2] = [
+    (
+        "(has(self.address) && self.address != '') || (has(self.network) && self.network != '')",
+        "must have an address",
+    ),
+    (
+        "!has(self.address) || !self.address.startsWith('unix://') || !has(self.ports) || self.ports.size() == 0",
+        "ports have no place beside a Unix socket",
+    ),
+];
 
 fn peer_authentication() -> Vec<Rule> {
     let mut rules = at(

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use weft_bundle::key::{KeyInputs, canonical_name, canonical_revision};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::wire::{self, Bundle, Inbound, Mesh, Workload};
-use weft_crds::{MeshConfig, PeerAuthentication};
+use weft_crds::{MeshConfig, PeerAuthentication, Sidecar};
 
 use super::view::{Common, View, Views};
-use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, inbound, route};
+use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, inbound, route, scope};
 use crate::world::World;
 
 /// What was rendered, by key.
@@ -21,6 +21,7 @@ pub(super) struct Configs {
 #[derive(Debug)]
 struct Seen {
     inputs: Arc<KeyInputs>,
+    sidecar: Option<Arc<Sidecar>>,
     common: Arc<Common>,
     policies: Arc<Vec<Arc<PeerAuthentication>>>,
     view: Arc<View>,
@@ -64,13 +65,19 @@ impl Configs {
         output: &mut Output,
     ) {
         self.seen.retain(|reference, _| keys.contains_key(reference));
-        let mesh = mesh(shared.world);
+        let of_mesh = mesh(shared.world);
         let policies = shared.sound.sources.peer_authentications;
         for (reference, inputs) in keys {
             let view = views.of(shared, &inputs);
+            let sidecar = scope::sidecar(shared, &inputs);
+            let mesh = Mesh {
+                outbound_policy: outbound_policy(sidecar, of_mesh.outbound_policy),
+                ..of_mesh.clone()
+            };
             let before = self.seen.remove(&reference);
             let is_own_same = |seen: &&Seen| {
                 seen.inputs == inputs
+                    && seen.sidecar.as_ref().map(Arc::as_ptr) == sidecar.map(Arc::as_ptr)
                     && seen.own.mesh == mesh
                     && Arc::ptr_eq(&seen.common, views.common())
                     && Arc::ptr_eq(&seen.policies, policies)
@@ -80,7 +87,7 @@ impl Configs {
                 None => Own {
                     workload: workload(&inputs),
                     mesh: mesh.clone(),
-                    inbound: inbound::inbound(shared, &inputs),
+                    inbound: inbound::inbound(shared, &inputs, sidecar.map(Arc::as_ref)),
                 },
             };
             let is_same = |seen: &Seen| {
@@ -103,6 +110,7 @@ impl Configs {
             }
             let seen = Seen {
                 inputs,
+                sidecar: sidecar.cloned(),
                 common: views.common().clone(),
                 policies: policies.clone(),
                 view,
@@ -142,6 +150,15 @@ fn workload(inputs: &KeyInputs) -> Workload {
         canonical_revision: canonical_revision(&inputs.labels),
         app: label(["app.kubernetes.io/name", "app"]),
         version: label(["app.kubernetes.io/version", "version"]),
+    }
+}
+
+/// A Sidecar's block takes the place of the mesh's value, and without a mode refuses what is not known (SM-064, SM-065).
+fn outbound_policy(sidecar: Option<&Arc<Sidecar>>, of_mesh: wire::OutboundPolicy) -> wire::OutboundPolicy {
+    match sidecar.and_then(|sidecar| sidecar.spec.outbound_traffic_policy.as_ref()) {
+        None => of_mesh,
+        Some(policy) if policy.mode.as_deref() == Some("ALLOW_ANY") => wire::OutboundPolicy::AllowAny,
+        Some(_) => wire::OutboundPolicy::RegistryOnly,
     }
 }
 
@@ -200,6 +217,11 @@ fn mesh(world: &World) -> Mesh {
         }),
         retry: route::default_retry(config),
         vip_fallback: true,
+        dns_refresh_ms: config
+            .dns_refresh_rate
+            .as_ref()
+            .and_then(|d| d.millis())
+            .unwrap_or(60_000),
         http_proxy_port: port.or(world.settings.http_proxy_port),
         endpoint_lookup: config.weft.socket_load_balancing,
         process: process(config),

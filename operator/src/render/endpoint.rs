@@ -5,11 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_bundle::key::{TLS_MODE_LABEL, canonical_name, canonical_revision};
 use weft_bundle::pack::{EndpointInput, HostInput};
-use weft_bundle::wire::{Health, MeshTls, MtlsMode, PeerWorkload};
+use weft_bundle::wire::{Dns, DnsTarget, Health, MeshTls, MtlsMode, PeerWorkload};
+use weft_crds::service_entry::LabelSelector;
+use weft_crds::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 
-use super::service::Registered;
+use super::service::{Registered, Resolution};
 use super::{Shared, inbound};
 use crate::world::{World, pod};
 
@@ -18,25 +21,51 @@ use crate::world::{World, pod};
 pub(super) struct Members {
     pub(super) pods: Vec<Arc<Pod>>,
     pub(super) templates: Vec<Arc<PodTemplateSpec>>,
+    pub(super) workload_entries: Vec<Arc<WorkloadEntry>>,
 }
 
 impl Members {
-    /// Service accounts of those that a service selects (DLV-112).
+    /// Service accounts of what a service has as endpoints, or will have (DLV-112).
     pub(super) fn accounts(&self, service: &Registered<'_>) -> Vec<String> {
-        let spec = service.service.spec.as_ref();
-        let Some(selector) = spec.and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty()) else {
-            return Vec::new();
-        };
+        let mut out = BTreeSet::new();
+        let spec = service.service.and_then(|s| s.spec.as_ref());
+        if let Some(selector) = spec.and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty()) {
+            out.extend(self.selected(service.namespace, selector));
+        }
+        if service.external {
+            return out.into_iter().collect();
+        }
+        for entry in &service.entries {
+            // What the entry lists takes the place of what its endpoints have (SE-019, ID-079).
+            if service.service.is_none() && !entry.spec.subject_alt_names.is_empty() {
+                return Vec::new();
+            }
+            if let Some(selector) = &entry.spec.workload_selector {
+                out.extend(self.selected(service.namespace, &selector.labels));
+            }
+            let inline = entry.spec.endpoints.iter().filter_map(|e| e.service_account.as_deref());
+            let accounts = inline.filter(|account| !account.is_empty());
+            out.extend(accounts.map(|account| format!("{}/{account}", service.namespace)));
+        }
+        out.into_iter().collect()
+    }
+
+    /// Service accounts of pods, templates and WorkloadEntries with these labels.
+    fn selected(&self, namespace: &str, selector: &BTreeMap<String, String>) -> Vec<String> {
         let pods = self.pods.iter().map(|p| (p.metadata.labels.as_ref(), p.spec.as_ref()));
         let templates = self.templates.iter();
         let templates = templates.map(|t| (t.metadata.as_ref().and_then(|m| m.labels.as_ref()), t.spec.as_ref()));
         let selected = pods
             .chain(templates)
             .filter(|(labels, _)| labels.is_some_and(|l| selector.iter().all(|(k, v)| l.get(k) == Some(v))));
-        let accounts: BTreeSet<&str> = selected.map(|(_, spec)| pod::service_account(spec)).collect();
-        let full = accounts
-            .into_iter()
-            .map(|account| format!("{}/{account}", service.namespace));
+        let of_pods = selected.map(|(_, spec)| pod::service_account(spec).to_owned());
+        let entries = self.workload_entries.iter().filter(|entry| {
+            let labels = labels(&entry.spec, entry.metadata.labels.as_ref());
+            selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+        });
+        let of_entries = entries.filter_map(|entry| entry.spec.service_account.clone());
+        let accounts: BTreeSet<String> = of_pods.chain(of_entries).filter(|a| !a.is_empty()).collect();
+        let full = accounts.into_iter().map(|account| format!("{namespace}/{account}"));
         full.collect()
     }
 
@@ -98,20 +127,256 @@ pub(super) fn host(
     HostInput {
         host: service.host.clone(),
         accounts: members.accounts(service),
-        endpoints: endpoints(shared, service, pods, localities),
+        endpoints: endpoints(shared, service, members, pods, localities),
     }
+}
+
+/// The names that proxies look up for a host; `None` where its endpoints are known (SE-027, SE-028).
+pub(super) fn dns(shared: &Shared<'_>, service: &Registered<'_>) -> Option<Dns> {
+    let Resolution::Dns { first_alone } = service.resolution else {
+        return None;
+    };
+    let mut targets = Vec::new();
+    for entry in &service.entries {
+        let mut add = |spec: &WorkloadEntrySpec, own: Option<&BTreeMap<String, String>>| {
+            let labels = labels(spec, own);
+            let name = spec
+                .address
+                .strip_suffix('.')
+                .unwrap_or(&spec.address)
+                .to_ascii_lowercase();
+            if name.is_empty() || name.starts_with(UNIX) {
+                return;
+            }
+            targets.push(DnsTarget {
+                name,
+                ports: ports(entry, spec),
+                locality: written_locality(spec, &labels),
+                weight: weight(spec),
+                tls: tls(shared, service, spec, &labels),
+                labels,
+            });
+        };
+        for spec in &entry.spec.endpoints {
+            add(spec, None);
+        }
+        if let Some(selector) = &entry.spec.workload_selector {
+            for selected in workload_entries(shared, service.namespace, selector) {
+                add(&selected.spec, selected.metadata.labels.as_ref());
+            }
+        } else if entry.spec.endpoints.is_empty() {
+            let host = WorkloadEntrySpec {
+                address: service.host.clone(),
+                ..WorkloadEntrySpec::default()
+            };
+            add(&host, None);
+        }
+    }
+    Some(Dns { first_alone, targets })
+}
+
+fn workload_entries<'a>(
+    shared: &Shared<'a>,
+    namespace: &'a str,
+    selector: &'a LabelSelector,
+) -> impl Iterator<Item = &'a WorkloadEntry> {
+    let all = shared.sound.sources.workload_entries.iter();
+    let own = all.filter(move |entry| entry.metadata.namespace.as_deref() == Some(namespace));
+    let selected = own.filter(|entry| selector.selects(&labels(&entry.spec, entry.metadata.labels.as_ref())));
+    selected.map(Arc::as_ref)
+}
+
+/// Labels of an endpoint; those of the object win (SE-048).
+fn labels(spec: &WorkloadEntrySpec, own: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    let mut labels = spec.labels.clone();
+    labels.extend(own.into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
+    labels
+}
+
+/// Ports of an endpoint by the names of the entry's ports (SE-034).
+fn ports(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec) -> BTreeMap<String, u16> {
+    let number = |port: &weft_crds::service_entry::ServicePort| {
+        let own = endpoint.ports.get(&port.name).copied();
+        let target = port.target_port.filter(|p| *p > 0);
+        u16::try_from(own.or(target).unwrap_or(port.number))
+            .ok()
+            .filter(|p| *p > 0)
+    };
+    let ports = entry.spec.ports.iter();
+    ports
+        .filter_map(|port| Some((port.name.clone(), number(port)?)))
+        .collect()
+}
+
+fn weight(spec: &WorkloadEntrySpec) -> u32 {
+    spec.weight
+        .and_then(|w| u32::try_from(w).ok())
+        .filter(|w| *w > 0)
+        .unwrap_or(1)
+}
+
+/// What it says, else a label (SE-049).
+fn written_locality(spec: &WorkloadEntrySpec, labels: &BTreeMap<String, String>) -> Option<String> {
+    let own = spec.locality.clone().filter(|l| !l.is_empty());
+    own.or_else(|| label_locality(Some(labels)))
+}
+
+/// Whether an endpoint that is no pod takes mesh mTLS (SE-052, ID-096).
+fn tls(
+    shared: &Shared<'_>,
+    service: &Registered<'_>,
+    spec: &WorkloadEntrySpec,
+    labels: &BTreeMap<String, String>,
+) -> MeshTls {
+    let is_on = shared.world.mesh.enable_auto_mtls.unwrap_or(true) && !service.external;
+    let has_identity = spec.service_account.as_deref().is_some_and(|a| !a.is_empty());
+    match labels.get(TLS_MODE_LABEL).map(String::as_str) {
+        Some("istio") if is_on => MeshTls::All,
+        None if is_on && has_identity => MeshTls::All,
+        _ => MeshTls::None,
+    }
+}
+
+/// An endpoint that is no pod; `None` where its address is none that is connected to.
+fn written(
+    shared: &Shared<'_>,
+    service: &Registered<'_>,
+    ports: BTreeMap<String, u16>,
+    spec: &WorkloadEntrySpec,
+    own: Option<(&str, Option<&BTreeMap<String, String>>)>,
+) -> Option<EndpointInput> {
+    let address = spec.address.parse().ok()?;
+    let labels = labels(spec, own.and_then(|(_, labels)| labels));
+    let label = |names: [&str; 2]| names.iter().find_map(|n| labels.get(*n)).cloned();
+    let workload = own.map(|(name, _)| PeerWorkload {
+        namespace: service.namespace.to_owned(),
+        name: name.to_owned(),
+        service_account: spec.service_account.clone().unwrap_or_default(),
+        canonical_name: canonical_name(&labels, name),
+        canonical_revision: canonical_revision(&labels),
+        app: label(["app.kubernetes.io/name", "app"]),
+        version: label(["app.kubernetes.io/version", "version"]),
+    });
+    let is_draining = labels.get("istio.io/draining").is_some_and(|v| !v.is_empty());
+    Some(EndpointInput {
+        address,
+        ports,
+        workload,
+        locality: written_locality(spec, &labels),
+        node: None,
+        weight: weight(spec),
+        health: if is_draining { Health::Draining } else { Health::Ready },
+        tls: tls(shared, service, spec, &labels),
+        labels,
+    })
+}
+
+/// Endpoints that ServiceEntries add (SE-018, SE-026, SE-040..SE-042).
+fn of_entries(
+    shared: &Shared<'_>,
+    service: &Registered<'_>,
+    members: &Members,
+    localities: &BTreeMap<String, String>,
+) -> Vec<EndpointInput> {
+    let mut out = Vec::new();
+    let listed =
+        |entry: &&&Arc<ServiceEntry>| !matches!(entry.spec.resolution.as_deref(), Some("DNS" | "DNS_ROUND_ROBIN"));
+    for entry in service.entries.iter().filter(listed) {
+        let inline = entry.spec.endpoints.iter();
+        out.extend(inline.filter_map(|spec| written(shared, service, ports(entry, spec), spec, None)));
+        let Some(selector) = &entry.spec.workload_selector else {
+            continue;
+        };
+        for selected in workload_entries(shared, service.namespace, selector) {
+            let name = selected.metadata.name.as_deref().unwrap_or_default();
+            let own = Some((name, selected.metadata.labels.as_ref()));
+            out.extend(written(
+                shared,
+                service,
+                ports(entry, &selected.spec),
+                &selected.spec,
+                own,
+            ));
+        }
+        if service.external {
+            continue;
+        }
+        let none = BTreeMap::new();
+        let selects = |pod: &&Arc<Pod>| selector.selects(pod.metadata.labels.as_ref().unwrap_or(&none));
+        for pod in members.pods.iter().filter(selects).filter(|pod| is_ready(pod)) {
+            if let Some(address) = super::keys::address(pod) {
+                let described = describe(shared, address, Some(pod), Health::Ready, localities);
+                out.push(EndpointInput {
+                    ports: ports(entry, &WorkloadEntrySpec::default()),
+                    ..described
+                });
+            }
+        }
+    }
+    out
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    pod.metadata.deletion_timestamp.is_none() && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// WorkloadEntries that a Service of Kubernetes selects (SE-043, SE-098).
+fn of_selector(shared: &Shared<'_>, service: &Registered<'_>) -> Vec<EndpointInput> {
+    let spec = service.service.and_then(|s| s.spec.as_ref());
+    let Some(spec) = spec.filter(|_| !service.headless) else {
+        return Vec::new();
+    };
+    let Some(selector) = spec.selector.clone().filter(|s| !s.is_empty()) else {
+        return Vec::new();
+    };
+    let selector = LabelSelector { labels: selector };
+    let port_of = |endpoint: &WorkloadEntrySpec, port: &k8s_openapi::api::core::v1::ServicePort| {
+        let name = port.name.clone().unwrap_or_default();
+        let number = match &port.target_port {
+            Some(IntOrString::String(target)) => *endpoint.ports.get(target)?,
+            Some(IntOrString::Int(number)) if *number > 0 => {
+                endpoint.ports.get(&name).copied().unwrap_or_else(|| i64::from(*number))
+            }
+            _ => endpoint
+                .ports
+                .get(&name)
+                .copied()
+                .unwrap_or_else(|| i64::from(port.port)),
+        };
+        Some((name, u16::try_from(number).ok().filter(|n| *n > 0)?))
+    };
+    let input = |entry: &WorkloadEntry| {
+        let tcp = spec
+            .ports
+            .iter()
+            .flatten()
+            .filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
+        let ports: BTreeMap<_, _> = tcp.filter_map(|port| port_of(&entry.spec, port)).collect();
+        let own = Some((
+            entry.metadata.name.as_deref().unwrap_or_default(),
+            entry.metadata.labels.as_ref(),
+        ));
+        written(shared, service, ports, &entry.spec, own)
+    };
+    workload_entries(shared, service.namespace, &selector)
+        .filter_map(input)
+        .collect()
 }
 
 fn endpoints(
     shared: &Shared<'_>,
     service: &Registered<'_>,
+    members: &Members,
     pods: &Pods<'_>,
     localities: &BTreeMap<String, String>,
 ) -> Vec<EndpointInput> {
-    let id = (service.namespace.to_owned(), service.name.to_owned());
+    let id = (service.namespace.to_owned(), service.name.clone());
+    let slices = shared.world.slices.get(&id).filter(|_| service.service.is_some());
     // An address in several slices counts once (SM-096); its ports are those of all.
     let mut out: BTreeMap<IpAddr, EndpointInput> = BTreeMap::new();
-    for slice in shared.world.slices.get(&id).into_iter().flatten() {
+    for slice in slices.into_iter().flatten() {
         let tcp = |protocol: Option<&str>| protocol.is_none_or(|p| p == "TCP");
         let ports: BTreeMap<String, u16> = slice
             .ports
@@ -149,7 +414,20 @@ fn endpoints(
             }
         }
     }
-    out.into_values().collect()
+    let mut added = of_selector(shared, service);
+    added.extend(of_entries(shared, service, members, localities));
+    let mut all: Vec<_> = out.into_values().collect();
+    for endpoint in added {
+        // The same address and ports count once.
+        if !all
+            .iter()
+            .any(|known| known.address == endpoint.address && known.ports == endpoint.ports)
+        {
+            all.push(endpoint);
+        }
+    }
+    all.sort_by(|a, b| (a.address, &a.ports).cmp(&(b.address, &b.ports)));
+    all
 }
 
 /// The pod that a slice means: an address may have gone to another one since.
@@ -242,16 +520,21 @@ fn mesh_tls(shared: &Shared<'_>, pod: &Pod, labels: &BTreeMap<String, String>) -
 
 /// `region/zone/subzone` of a pod (SM-101).
 fn locality(localities: &BTreeMap<String, String>, pod: &Pod) -> Option<String> {
-    let labels = pod.metadata.labels.as_ref();
-    let own = labels.and_then(|l| l.get("topology.istio.io/locality").or_else(|| l.get("istio-locality")));
-    if let Some(own) = own.filter(|l| !l.is_empty()) {
-        return Some(if own.contains('/') {
-            own.clone()
-        } else {
-            own.replace('.', "/")
-        });
+    if let Some(own) = label_locality(pod.metadata.labels.as_ref()) {
+        return Some(own);
     }
     localities.get(pod.spec.as_ref()?.node_name.as_deref()?).cloned()
+}
+
+/// What labels say; `.` may stand for `/`.
+fn label_locality(labels: Option<&BTreeMap<String, String>>) -> Option<String> {
+    let own = labels.and_then(|l| l.get("topology.istio.io/locality").or_else(|| l.get("istio-locality")));
+    let own = own.filter(|l| !l.is_empty())?;
+    Some(if own.contains('/') {
+        own.clone()
+    } else {
+        own.replace('.', "/")
+    })
 }
 
 /// `region/zone` of a locality.
@@ -283,6 +566,8 @@ fn node_locality(node: &Node) -> Option<String> {
             .join("/"),
     )
 }
+
+const UNIX: &str = "unix://";
 
 #[cfg(test)]
 mod tests;

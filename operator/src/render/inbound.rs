@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_bundle::key::KeyInputs;
-use weft_bundle::wire::{Inbound, InboundDestination, InboundPort, MtlsMode};
-use weft_crds::PeerAuthentication;
+use weft_bundle::wire::{Inbound, InboundDestination, InboundPort, InboundTarget, MtlsMode};
+use weft_crds::destination_rule::ConnectionPoolSettings;
+use weft_crds::sidecar::{DefaultEndpoint, IstioIngressListener};
+use weft_crds::{PeerAuthentication, Sidecar};
 
 use super::policy::{Chosen, Client};
 use super::{ObjectReport, Shared};
@@ -26,7 +28,7 @@ impl Modes {
     }
 }
 
-pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
+pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&Sidecar>) -> Inbound {
     let modes = modes(shared, &inputs.namespace, &inputs.labels);
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
     // The oldest Service decides what a port speaks (SM-027).
@@ -59,10 +61,11 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
                 number,
             );
             let host = format!("{name}.{namespace}.svc.{}", shared.world.settings.cluster_domain);
+            let pool = sidecar.and_then(|s| s.spec.inbound_connection_pool.as_ref());
             let policy = || {
-                let service = shared.services.find(&host);
+                let service = shared.services.defined(&host, namespace);
                 let chosen = service.map(|s| Chosen::new(shared, s, Client::anybody(&inputs.namespace)));
-                chosen.map(|c| c.inbound(shared, number)).unwrap_or_default()
+                chosen.map(|c| c.inbound(shared, number, pool)).unwrap_or_default()
             };
             ports.entry(target).or_insert_with(|| InboundPort {
                 port: target,
@@ -70,8 +73,12 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
                 mtls: None,
                 policy: policy(),
                 host: Some(host.clone()),
+                target: None,
             });
         }
+    }
+    if let Some(sidecar) = sidecar.filter(|sidecar| !sidecar.spec.ingress.is_empty()) {
+        ports = ingress(shared, sidecar, &ports);
     }
     for (&port, &mode) in &modes.ports {
         let unknown = InboundPort {
@@ -79,6 +86,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
             protocol: weft_bundle::wire::Protocol::Auto,
             mtls: None,
             host: None,
+            target: None,
             policy: weft_bundle::wire::Policy::default(),
         };
         ports.entry(port).or_insert(unknown).mtls = (mode != modes.default).then_some(mode);
@@ -97,6 +105,39 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
         },
         ports: ports.into_values().collect(),
     }
+}
+
+/// The ports that a Sidecar names, in place of those that Services lead to (SE-086..SE-090, SE-094).
+fn ingress(
+    shared: &Shared<'_>,
+    sidecar: &Sidecar,
+    of_services: &BTreeMap<u16, InboundPort>,
+) -> BTreeMap<u16, InboundPort> {
+    let port = |listener: &IstioIngressListener| {
+        let stated = listener.port.as_ref()?;
+        let port = u16::try_from(stated.number?).ok().filter(|port| *port > 0)?;
+        let known = of_services.get(&port);
+        let own: Option<&ConnectionPoolSettings> = listener.connection_pool.as_ref();
+        let pool = own.or(sidecar.spec.inbound_connection_pool.as_ref());
+        let target = match DefaultEndpoint::parse(listener.default_endpoint.as_deref().unwrap_or_default()) {
+            Ok(DefaultEndpoint::Loopback(address, port)) => InboundTarget::Loopback((address, port).into()),
+            Ok(DefaultEndpoint::Pod(port)) => InboundTarget::Pod(port),
+            Ok(DefaultEndpoint::Same | DefaultEndpoint::Socket(_)) | Err(_) => InboundTarget::Pod(port),
+        };
+        Some(InboundPort {
+            port,
+            protocol: super::service::entry_protocol(stated.protocol.as_deref()).unwrap_or_default(),
+            mtls: None,
+            host: known.and_then(|known| known.host.clone()),
+            policy: match pool {
+                Some(pool) => super::policy::pool(shared, pool),
+                None => known.map(|known| known.policy.clone()).unwrap_or_default(),
+            },
+            target: Some(target),
+        })
+    };
+    let ports = sidecar.spec.ingress.iter().filter_map(port);
+    ports.map(|port| (port.port, port)).collect()
 }
 
 /// The port of the workload that a service port leads to.

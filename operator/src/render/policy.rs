@@ -98,8 +98,12 @@ impl<'a> Chosen<'a> {
         self.resolve(shared, service, port, blocks)
     }
 
-    /// What the policy of a port says of connections from the server proxy to its application (DR-089, SE-095).
-    pub(super) fn inbound(&self, shared: &Shared<'_>, port: u16) -> Policy {
+    /// What the policy of a port says of connections from the server proxy to its application (DR-089). `pool` takes the
+    /// place of the rule's (SE-094).
+    pub(super) fn inbound(&self, shared: &Shared<'_>, port: u16, pool: Option<&ConnectionPoolSettings>) -> Policy {
+        if let Some(settings) = pool {
+            return self::pool(shared, settings);
+        }
         let blocks = self.policy().map(|p| Blocks::of(p, port)).unwrap_or_default();
         let pool = Pool::of(shared, blocks, self.policy());
         let by_client = pool.http.and_then(|h| h.use_client_protocol) == Some(true);
@@ -362,13 +366,17 @@ impl Chosen<'_> {
             retry_budget: blocks.retry_budget.map(retry_budget),
             http_version: version.filter(|v| is_upgraded || *v == HttpVersion::Client),
             outlier: outlier.map(outlier_detection),
-            tls: blocks.tls.map(|settings| tls(shared, settings)).unwrap_or_else(|| {
-                if mesh.enable_auto_mtls == Some(false) {
-                    UpstreamTls::Disable
-                } else {
-                    UpstreamTls::Auto
-                }
-            }),
+            tls: blocks
+                .tls
+                .map(|settings| tls(shared, service, settings))
+                .unwrap_or_else(|| {
+                    // What is outside takes no mesh mTLS (DR-123).
+                    if mesh.enable_auto_mtls == Some(false) || service.external {
+                        UpstreamTls::Disable
+                    } else {
+                        UpstreamTls::Auto
+                    }
+                }),
             proxy_protocol: blocks.proxy_protocol.map(|p| match p.version.as_deref() {
                 Some("V2") => ProxyProtocol::V2,
                 _ => ProxyProtocol::V1,
@@ -382,6 +390,20 @@ impl Chosen<'_> {
             }),
             ..pool.policy(shared)
         }
+    }
+}
+
+/// Settings of connections to the application that a Sidecar states (SE-095).
+pub(super) fn pool(shared: &Shared<'_>, settings: &ConnectionPoolSettings) -> Policy {
+    let pool = Pool {
+        tcp: settings.tcp.as_ref(),
+        http: settings.http.as_ref(),
+        top: settings.tcp.as_ref(),
+    };
+    let by_client = settings.http.as_ref().and_then(|h| h.use_client_protocol) == Some(true);
+    Policy {
+        http_version: by_client.then_some(HttpVersion::Client),
+        ..pool.policy(shared)
     }
 }
 
@@ -588,7 +610,12 @@ fn outlier_detection(detection: &OutlierDetection) -> Outlier {
 }
 
 /// A block without a mode turns TLS off (DR-107).
-fn tls(shared: &Shared<'_>, settings: &ClientTLSSettings) -> UpstreamTls {
+fn tls(shared: &Shared<'_>, service: &Registered<'_>, settings: &ClientTLSSettings) -> UpstreamTls {
+    // A rule's names take the place of those of a ServiceEntry (SE-019, DR-116).
+    let names = || match settings.subject_alt_names.as_slice() {
+        [] => service.subject_alt_names(),
+        own => own.to_vec(),
+    };
     match settings.mode.as_deref() {
         Some("ISTIO_MUTUAL") => UpstreamTls::Mesh {
             sni: settings.sni.clone().filter(|s| !s.is_empty()),
@@ -606,7 +633,12 @@ fn tls(shared: &Shared<'_>, settings: &ClientTLSSettings) -> UpstreamTls {
                 .filter(|ca| !ca.is_empty() && ca != "system");
             UpstreamTls::Originate(OriginateTls {
                 sni: settings.sni.clone().filter(|s| !s.is_empty()),
-                subject_alt_names: settings.subject_alt_names.clone(),
+                // They are not verified where nothing is (DR-119).
+                subject_alt_names: if settings.insecure_skip_verify == Some(true) {
+                    Vec::new()
+                } else {
+                    names()
+                },
                 certificate: settings.client_certificate.clone().filter(|_| is_mutual),
                 key: settings.private_key.clone().filter(|_| is_mutual),
                 crl: settings.ca_crl.clone().filter(|crl| !crl.is_empty() && ca.is_some()),

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use weft_bundle::pack::{self, HostInput, Places};
-use weft_crds::PeerAuthentication;
 use weft_crds::destination_rule::{TrafficPolicy, ZoneAwareLoadBalancerSetting};
+use weft_crds::{PeerAuthentication, ServiceEntry, WorkloadEntry};
 
 use super::endpoint::{self, Members, Pods};
+use super::scope::Imports;
 use super::service::Registered;
-use super::{Output, RenderFailure, RenderedEndpoints, Shared, same};
+use super::{Output, RenderFailure, RenderedEndpoints, Shared, View, same};
 use crate::world::World;
 
 /// What was rendered.
@@ -19,9 +20,12 @@ use crate::world::World;
 pub(super) struct Presence {
     localities: Arc<BTreeMap<String, String>>,
     members: HashMap<String, Arc<Members>>,
-    hosts: HashMap<String, SeenHost>,
+    hosts: HashMap<HostRef, SeenHost>,
     namespaces: HashMap<String, SeenNamespace>,
 }
+
+/// A host, and the namespace that defines it.
+type HostRef = (String, String);
 
 #[derive(Debug)]
 struct SeenHost {
@@ -32,7 +36,8 @@ struct SeenHost {
 /// Everything that a host's endpoints are read from.
 #[derive(Debug)]
 struct HostSources {
-    service: Arc<Service>,
+    service: Option<Arc<Service>>,
+    entries: Vec<Arc<ServiceEntry>>,
     slices: Vec<Arc<EndpointSlice>>,
     /// The pods that have the slices' addresses.
     targets: Vec<Arc<Pod>>,
@@ -43,7 +48,8 @@ struct HostSources {
 
 impl PartialEq for HostSources {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.service, &other.service)
+        self.service.as_ref().map(Arc::as_ptr) == other.service.as_ref().map(Arc::as_ptr)
+            && same(&self.entries, &other.entries)
             && same(&self.slices, &other.slices)
             && same(&self.targets, &other.targets)
             && Arc::ptr_eq(&self.members, &other.members)
@@ -75,19 +81,23 @@ impl Presence {
         if localities != *self.localities {
             self.localities = Arc::new(localities);
         }
-        self.take_members(world);
+        self.take_members(world, shared.sound.sources.workload_entries);
         let pods = endpoint::by_address(world);
         let counts_proxies = is_zone_aware(shared);
-        let mut hosts: HashMap<String, SeenHost> = HashMap::new();
+        let views = views(output);
+        let mut hosts: HashMap<HostRef, SeenHost> = HashMap::new();
         for namespace in &output.meshed_namespaces {
-            let visible = shared.services.visible(namespace);
-            let inputs = visible.map(|service| match hosts.get(&service.host) {
-                Some(seen) => seen.input.clone(),
-                None => {
-                    let seen = self.host(shared, service, &pods, &mut output.work.hosts);
-                    let input = seen.input.clone();
-                    hosts.insert(service.host.clone(), seen);
-                    input
+            let called = called(shared, namespace, views.get(namespace.as_str()).map(Vec::as_slice));
+            let inputs = called.into_values().map(|service| {
+                let id = (service.host.clone(), service.namespace.to_owned());
+                match hosts.get(&id) {
+                    Some(seen) => seen.input.clone(),
+                    None => {
+                        let seen = self.host(shared, service, &pods, &mut output.work.hosts);
+                        let input = seen.input.clone();
+                        hosts.insert(id, seen);
+                        input
+                    }
                 }
             });
             let inputs = inputs.collect();
@@ -106,7 +116,7 @@ impl Presence {
             .retain(|namespace, _| output.meshed_namespaces.contains(namespace));
     }
 
-    fn take_members(&mut self, world: &World) {
+    fn take_members(&mut self, world: &World, entries: &[Arc<WorkloadEntry>]) {
         let mut members: HashMap<&str, Members> = HashMap::new();
         for ((namespace, _), pod) in &world.pods {
             members.entry(namespace).or_default().pods.push(pod.clone());
@@ -115,10 +125,19 @@ impl Presence {
             let of = members.entry(&template.namespace).or_default();
             of.templates.push(template.pod.clone());
         }
+        for entry in entries {
+            let of = members
+                .entry(entry.metadata.namespace.as_deref().unwrap_or_default())
+                .or_default();
+            of.workload_entries.push(entry.clone());
+        }
         let mut before = std::mem::take(&mut self.members);
         for (namespace, members) in members {
-            let is_same =
-                |seen: &Arc<Members>| same(&seen.pods, &members.pods) && same(&seen.templates, &members.templates);
+            let is_same = |seen: &Arc<Members>| {
+                same(&seen.pods, &members.pods)
+                    && same(&seen.templates, &members.templates)
+                    && same(&seen.workload_entries, &members.workload_entries)
+            };
             let kept = before.remove(namespace).filter(is_same);
             let members = kept.unwrap_or_else(|| Arc::new(members));
             self.members.insert(namespace.to_owned(), members);
@@ -127,8 +146,9 @@ impl Presence {
 
     fn host(&mut self, shared: &Shared<'_>, service: &Registered<'_>, pods: &Pods<'_>, read: &mut usize) -> SeenHost {
         let world = shared.world;
-        let id = (service.namespace.to_owned(), service.name.to_owned());
-        let slices = world.slices.get(&id).cloned().unwrap_or_default();
+        let id = (service.namespace.to_owned(), service.name.clone());
+        let slices = world.slices.get(&id).filter(|_| service.service.is_some());
+        let slices = slices.cloned().unwrap_or_default();
         let addresses: BTreeSet<_> = slices
             .iter()
             .flat_map(|slice| slice.endpoints.iter().flatten())
@@ -136,14 +156,15 @@ impl Presence {
             .filter_map(|address| address.parse().ok())
             .collect();
         let from = HostSources {
-            service: world.services.get(&id).cloned().unwrap_or_default(),
+            service: service.service.and_then(|_| world.services.get(&id).cloned()),
+            entries: service.entries.iter().map(|entry| Arc::clone(entry)).collect(),
             targets: addresses.iter().filter_map(|a| pods.get(a).copied().cloned()).collect(),
             slices,
             members: self.members.get(service.namespace).cloned().unwrap_or_default(),
             localities: self.localities.clone(),
             policies: shared.sound.sources.peer_authentications.clone(),
         };
-        let before = self.hosts.remove(&service.host);
+        let before = self.hosts.remove(&(service.host.clone(), service.namespace.to_owned()));
         if let Some(seen) = before.as_ref().filter(|seen| seen.from == from) {
             let input = seen.input.clone();
             return SeenHost { from, input };
@@ -199,6 +220,50 @@ impl Presence {
         self.namespaces.insert(namespace.to_owned(), seen);
         result
     }
+}
+
+/// What workloads of each namespace see of the mesh.
+fn views(output: &Output) -> HashMap<String, Vec<Arc<View>>> {
+    let mut out: HashMap<String, Vec<Arc<View>>> = HashMap::new();
+    for (reference, config) in &output.configs {
+        let of = out.entry(reference.namespace.clone()).or_default();
+        if !of.iter().any(|view| Arc::ptr_eq(view, &config.view)) {
+            of.push(config.view.clone());
+        }
+    }
+    out
+}
+
+/// Hosts that workloads of a namespace may call (DLV-111); where there are none yet, what they would see.
+fn called<'s>(
+    shared: &Shared<'s>,
+    namespace: &str,
+    views: Option<&[Arc<View>]>,
+) -> BTreeMap<String, &'s Registered<'s>> {
+    let mut out: BTreeMap<String, &Registered<'_>> = BTreeMap::new();
+    let mut add = |host: &str, by: &str| {
+        // Of several definitions of one host the one that the namespace itself would use.
+        let found = shared
+            .services
+            .definition(host, namespace)
+            .filter(|s| s.namespace == by || out.contains_key(host));
+        if let Some(service) = found.or_else(|| shared.services.defined(host, by)) {
+            out.insert(host.to_owned(), service);
+        }
+    };
+    match views {
+        Some(views) => {
+            for host in views.iter().flat_map(|view| &view.hosts) {
+                add(&host.host, &host.namespace);
+            }
+        }
+        None => {
+            for service in shared.services.imported(&Imports::everything(namespace)) {
+                add(&service.host, service.namespace);
+            }
+        }
+    }
+    out
 }
 
 /// Whether some destination is balanced by zones, for which the clients of each zone are counted (DR-071).

@@ -4,14 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_bundle::key::KeyInputs;
-use weft_bundle::wire::{ExtraDomain, Fault, Host, HostPort, LoadBalancer, Origin, Policy, Protocol, RouteTable, Rule};
-use weft_crds::VirtualService;
+use weft_bundle::wire::{
+    Discovery, ExtraDomain, Fault, Host, HostKind, HostPort, LoadBalancer, Origin, Policy, Protocol, RouteTable, Rule,
+};
 use weft_crds::validate::host;
 use weft_crds::virtual_service as api;
+use weft_crds::{Sidecar, VirtualService};
 
 use super::Shared;
+use super::endpoint;
 use super::policy::{Chosen, Client as PolicyClient};
-use super::service::Registered;
+use super::scope::Imports;
+use super::service::{Port, Registered, Resolution};
 
 mod action;
 mod answer;
@@ -22,6 +26,7 @@ mod delegate;
 mod precedence;
 mod report;
 mod resilience;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -32,14 +37,26 @@ pub(super) use report::resolve;
 pub(super) use resilience::default_retry;
 
 /// Hosts, route tables and extra domains of one client.
-pub(super) fn hosts(shared: &Shared<'_>, inputs: &KeyInputs) -> (Vec<Host>, Vec<RouteTable>, Vec<ExtraDomain>) {
-    let services = shared.services.visible(&inputs.namespace);
-    let mut hosts: Vec<Host> = services.map(|service| bare(shared, inputs, service)).collect();
+pub(super) fn hosts(
+    shared: &Shared<'_>,
+    inputs: &KeyInputs,
+    sidecar: Option<&Sidecar>,
+) -> (Vec<Host>, Vec<RouteTable>, Vec<ExtraDomain>) {
+    let imports = Imports::new(sidecar, &inputs.namespace);
+    let services: Vec<_> = shared.services.imported(&imports).collect();
+    let visible = Visible::new(shared, inputs, &imports);
+    let mut hosts: Vec<Host> = services.iter().map(|service| bare(shared, inputs, service)).collect();
+    let targets = if imports.is_everything() {
+        Vec::new()
+    } else {
+        target::targets(shared, inputs, &visible, &services)
+    };
+    let targets: Vec<Host> = targets.iter().map(|service| bare(shared, inputs, service)).collect();
     let client = Client {
         shared,
         inputs,
-        visible: Visible::new(shared, inputs),
-        hashed: hashed(&hosts),
+        visible,
+        hashed: hashed(hosts.iter().chain(&targets)),
     };
     let mut tables = Tables::default();
     for host in &mut hosts {
@@ -50,6 +67,7 @@ pub(super) fn hosts(shared: &Shared<'_>, inputs: &KeyInputs) -> (Vec<Host>, Vec<
         }
     }
     let domains = client.extra_domains(&hosts, &mut tables);
+    target::add(&mut hosts, targets);
     (hosts, tables.0.into_values().collect(), domains)
 }
 
@@ -64,10 +82,12 @@ fn bare(shared: &Shared<'_>, inputs: &KeyInputs, service: &Registered<'_>) -> Ho
         tls: Vec::new(),
         tcp: Vec::new(),
         policy: chosen.port(shared, service, port),
+        target_port: port.kept_target,
+        target_only: port.target_only,
     });
     Host {
         host: service.host.clone(),
-        name: service.name.to_owned(),
+        name: service.name.clone(),
         namespace: service.namespace.to_owned(),
         domains: shared
             .services
@@ -75,13 +95,29 @@ fn bare(shared: &Shared<'_>, inputs: &KeyInputs, service: &Registered<'_>) -> Ho
         addresses: service.addresses.clone(),
         headless: service.headless,
         node_local: service.node_local,
+        kind: if service.service.is_some() {
+            HostKind::Service
+        } else {
+            HostKind::Entry
+        },
+        subnets: service.subnets.clone(),
+        allocated: service.allocated.clone(),
+        discovery: match service.resolution {
+            Resolution::None => Discovery::Dialled,
+            _ => endpoint::dns(shared, service).map_or(Discovery::Listed, Discovery::Dns),
+        },
+        identities: if service.external {
+            Vec::new()
+        } else {
+            service.subject_alt_names()
+        },
         ports: ports.collect(),
         subsets: chosen.render_subsets(shared, service),
     }
 }
 
 /// Destinations whose endpoints are chosen by a key: host, port, subset.
-fn hashed(hosts: &[Host]) -> BTreeSet<(String, u16, Option<String>)> {
+fn hashed<'h>(hosts: impl Iterator<Item = &'h Host>) -> BTreeSet<(String, u16, Option<String>)> {
     let has_key =
         |policy: &Policy| matches!(&policy.load_balancer, LoadBalancer::ConsistentHash(hash) if hash.key.is_some());
     let mut out = BTreeSet::new();

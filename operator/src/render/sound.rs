@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::Resource;
-use weft_crds::{DestinationRule, Gateway, PeerAuthentication, Validate, VirtualService};
+use weft_crds::{
+    DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, Validate, VirtualService, WorkloadEntry,
+};
 
 use super::{ObjectReport, inbound};
 use crate::world::{Kind, ObjectRef, World, age};
@@ -24,6 +26,9 @@ pub(super) struct Sound<'a> {
 pub(super) struct Sources<'a> {
     pub(super) virtual_services: &'a [Arc<VirtualService>],
     pub(super) destination_rules: &'a [Arc<DestinationRule>],
+    pub(super) service_entries: &'a [Arc<ServiceEntry>],
+    pub(super) workload_entries: &'a [Arc<WorkloadEntry>],
+    pub(super) sidecars: &'a [Arc<Sidecar>],
     /// Replaced when one of the policies is another one.
     pub(super) peer_authentications: &'a Arc<Vec<Arc<PeerAuthentication>>>,
 }
@@ -35,6 +40,9 @@ pub(super) struct Verdicts {
     destination_rules: Judged<DestinationRule>,
     peer_authentications: Judged<PeerAuthentication>,
     gateways: Judged<Gateway>,
+    service_entries: Judged<ServiceEntry>,
+    workload_entries: Judged<WorkloadEntry>,
+    sidecars: Judged<Sidecar>,
     sources: Lists,
 }
 
@@ -42,6 +50,9 @@ pub(super) struct Verdicts {
 struct Lists {
     virtual_services: Vec<Arc<VirtualService>>,
     destination_rules: Vec<Arc<DestinationRule>>,
+    service_entries: Vec<Arc<ServiceEntry>>,
+    workload_entries: Vec<Arc<WorkloadEntry>>,
+    sidecars: Vec<Arc<Sidecar>>,
     peer_authentications: Arc<Vec<Arc<PeerAuthentication>>>,
 }
 
@@ -51,9 +62,15 @@ impl Verdicts {
         let judged = self.virtual_services.judge(&world.virtual_services)
             + self.destination_rules.judge(&world.destination_rules)
             + self.peer_authentications.judge(&world.peer_authentications)
-            + self.gateways.judge(&world.gateways);
+            + self.gateways.judge(&world.gateways)
+            + self.service_entries.judge(&world.service_entries)
+            + self.workload_entries.judge(&world.workload_entries)
+            + self.sidecars.judge(&world.sidecars);
         self.sources.virtual_services = self.virtual_services.by_age(true);
         self.sources.destination_rules = self.destination_rules.by_age(true);
+        self.sources.service_entries = self.service_entries.by_age(true);
+        self.sources.workload_entries = self.workload_entries.by_age(true);
+        self.sources.sidecars = self.sidecars.by_age(true);
         let policies = self.peer_authentications.by_age(false);
         if !super::same(&self.sources.peer_authentications, &policies) {
             self.sources.peer_authentications = Arc::new(policies);
@@ -65,6 +82,9 @@ impl Verdicts {
         let Lists {
             virtual_services,
             destination_rules,
+            service_entries,
+            workload_entries,
+            sidecars,
             peer_authentications,
         } = &self.sources;
         let is_valid = |policy: &PeerAuthentication| {
@@ -79,6 +99,9 @@ impl Verdicts {
             sources: Sources {
                 virtual_services,
                 destination_rules,
+                service_entries,
+                workload_entries,
+                sidecars,
                 peer_authentications,
             },
         }
@@ -89,6 +112,9 @@ impl Verdicts {
         self.destination_rules.report(Kind::DestinationRule, reports);
         self.peer_authentications.report(Kind::PeerAuthentication, reports);
         self.gateways.report(Kind::Gateway, reports);
+        self.service_entries.report(Kind::ServiceEntry, reports);
+        self.workload_entries.report(Kind::WorkloadEntry, reports);
+        self.sidecars.report(Kind::Sidecar, reports);
         for (reference, error) in &world.malformed {
             let refused = Some(("Invalid", error.clone()));
             let report = ObjectReport {
@@ -164,8 +190,8 @@ impl<K: Validate + Resource> Verdict<K> {
         let report = ObjectReport {
             generation: object.meta().generation,
             refused: (!is_valid).then(|| ("Invalid", validation.message())),
-            unresolved: None,
             warnings: validation.warnings,
+            ..ObjectReport::default()
         };
         Self {
             object: object.clone(),

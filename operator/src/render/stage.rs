@@ -96,6 +96,16 @@ pub(super) fn virtual_service(namespace: &str, name: &str, age: u32, spec: &str)
     rule(namespace, name, age, spec).replace("DestinationRule", "VirtualService")
 }
 
+/// A ServiceEntry, as [`rule`].
+pub(super) fn service_entry(namespace: &str, name: &str, age: u32, spec: &str) -> String {
+    rule(namespace, name, age, spec).replace("DestinationRule", "ServiceEntry")
+}
+
+/// A Sidecar, as [`rule`].
+pub(super) fn sidecar(namespace: &str, name: &str, age: u32, spec: &str) -> String {
+    rule(namespace, name, age, spec).replace("DestinationRule", "Sidecar")
+}
+
 /// A Service `namespace/name` on a cluster address.
 pub(super) fn service(id: &str, address: &str, ports: &str) -> String {
     let (namespace, name) = id.split_once('/').expect("namespace/name");

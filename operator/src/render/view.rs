@@ -7,11 +7,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use weft_bundle::key::{InterceptionMode, KeyInputs, Template};
 use weft_bundle::wire::{ExtraDomain, Host, RouteTable};
-use weft_crds::{DestinationRule, MeshConfig, VirtualService};
+use weft_crds::{DestinationRule, MeshConfig, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 use super::service::visibility;
 use super::sound::Sound;
-use super::{Shared, route, same};
+use super::{Shared, route, same, scope};
 
 /// The outbound part of a bundle.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct View {
 }
 
 impl View {
-    fn new(shared: &Shared<'_>, inputs: &KeyInputs) -> Self {
-        let (hosts, routes, domains) = route::hosts(shared, inputs);
+    fn new(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&Sidecar>) -> Self {
+        let (hosts, routes, domains) = route::hosts(shared, inputs, sidecar);
         Self { hosts, routes, domains }
     }
 }
@@ -50,6 +50,8 @@ pub(super) struct Common {
     services: Vec<Arc<Service>>,
     namespaces: Vec<Arc<Namespace>>,
     destination_rules: Vec<Arc<DestinationRule>>,
+    service_entries: Vec<Arc<ServiceEntry>>,
+    workload_entries: Vec<Arc<WorkloadEntry>>,
 }
 
 /// All that a view depends on, of the client.
@@ -58,10 +60,13 @@ struct Client {
     namespace: String,
     template: Template,
     labels: BTreeMap<String, String>,
+    /// Namespace and name of its Sidecar.
+    sidecar: Option<(String, String)>,
 }
 
 #[derive(Debug)]
 struct Seen {
+    sidecar: Option<Arc<Sidecar>>,
     common: Arc<Common>,
     virtual_services: Arc<Vec<Arc<VirtualService>>>,
     view: Arc<View>,
@@ -77,10 +82,14 @@ impl Views {
             services: world.services.values().cloned().collect(),
             namespaces: world.namespaces.values().cloned().collect(),
             destination_rules: shared.sound.sources.destination_rules.to_vec(),
+            service_entries: shared.sound.sources.service_entries.to_vec(),
+            workload_entries: shared.sound.sources.workload_entries.to_vec(),
         };
         let is_same = same(&common.services, &self.common.services)
             && same(&common.namespaces, &self.common.namespaces)
-            && same(&common.destination_rules, &self.common.destination_rules);
+            && same(&common.destination_rules, &self.common.destination_rules)
+            && same(&common.service_entries, &self.common.service_entries)
+            && same(&common.workload_entries, &self.common.workload_entries);
         if !is_same {
             self.common = Arc::new(common);
         }
@@ -104,11 +113,17 @@ impl Views {
 
     /// The view of a workload.
     pub(super) fn of(&mut self, shared: &Shared<'_>, inputs: &KeyInputs) -> Arc<View> {
+        let sidecar = scope::sidecar(shared, inputs);
         let asked = inputs.labels.iter().filter(|(name, _)| self.asked.contains(*name));
         let client = Client {
             namespace: inputs.namespace.clone(),
             template: inputs.template,
             labels: asked.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            sidecar: sidecar.map(|sidecar| {
+                let metadata = &sidecar.metadata;
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                (text(&metadata.namespace), text(&metadata.name))
+            }),
         };
         let virtual_services = self
             .visible
@@ -118,6 +133,7 @@ impl Views {
         let round = self.round;
         if let Some(seen) = self.seen.get_mut(&client)
             && Arc::ptr_eq(&seen.common, &self.common)
+            && seen.sidecar.as_ref().map(Arc::as_ptr) == sidecar.map(Arc::as_ptr)
             && same(&seen.virtual_services, &virtual_services)
         {
             seen.round = round;
@@ -134,16 +150,17 @@ impl Views {
             sound: &sound,
             ..*shared
         };
-        let view = View::new(&scope, &client.inputs());
+        let view = View::new(&scope, &client.inputs(), sidecar.map(Arc::as_ref));
         self.rendered += 1;
         debug_assert_eq!(
             view,
-            View::new(shared, inputs),
+            View::new(shared, inputs, sidecar.map(Arc::as_ref)),
             "a view that depends on more than it says"
         );
         let before = self.seen.get(&client).filter(|seen| *seen.view == view);
         let view = before.map_or_else(|| Arc::new(view), |seen| seen.view.clone());
         let seen = Seen {
+            sidecar: sidecar.cloned(),
             common: self.common.clone(),
             virtual_services,
             view: view.clone(),

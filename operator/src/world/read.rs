@@ -61,6 +61,9 @@ pub fn mesh_object(value: &Value, kind: &str, namespace: &str, name: &str) -> Ob
         "VirtualService" => (Kind::VirtualService, fit(value).map(Object::VirtualService)),
         "DestinationRule" => (Kind::DestinationRule, fit(value).map(Object::DestinationRule)),
         "Gateway" => (Kind::Gateway, fit(value).map(Object::Gateway)),
+        "ServiceEntry" => (Kind::ServiceEntry, fit(value).map(Object::ServiceEntry)),
+        "WorkloadEntry" => (Kind::WorkloadEntry, fit(value).map(Object::WorkloadEntry)),
+        "Sidecar" => (Kind::Sidecar, fit(value).map(Object::Sidecar)),
         _ => (Kind::PeerAuthentication, fit(value).map(Object::PeerAuthentication)),
     };
     object.unwrap_or_else(|error| Object::Malformed {

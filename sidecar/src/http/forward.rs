@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use weft_bundle::model::Retry;
-use weft_bundle::wire::{HttpVersion, LoadBalancer, Protocol};
+use weft_bundle::wire::{HttpVersion, Protocol};
 
 use super::client::{self, Channel, Guards, Response, SendError};
 use super::replay::{Home, Limit, Meter, Replay};
@@ -492,12 +492,6 @@ pub fn report(worker: &Worker, cluster: &ClusterState, address: SocketAddr, outc
     if cluster.report(address, outcome) {
         worker.shared.telemetry.count(Counter::Ejection);
     }
-}
-
-/// Whether a policy sends connections to the address that was dialled (DR-037).
-#[must_use]
-pub fn is_passthrough(state: &ClusterState) -> bool {
-    state.cluster().policy.load_balancer == LoadBalancer::Passthrough
 }
 
 #[cfg(test)]

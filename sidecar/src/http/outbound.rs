@@ -326,6 +326,7 @@ async fn dispatch(
         return Err(Failure::no_cluster());
     };
     exchange.upstream.target = Target::Cluster(cluster.clone());
+    worker.lookup(snapshot, cluster).await;
     let state = worker.cluster(snapshot, cluster);
     let (key, cookie) = hash_key(&cluster.policy.load_balancer, head, exchange);
 
@@ -341,22 +342,22 @@ async fn dispatch(
     route::rewrite_path(head, found, exchange);
     let carries_metadata = metadata::attach(worker, &snapshot.config, &mut head.headers);
 
-    let mirrors: Vec<_> = rule
-        .mirrors
-        .iter()
-        .filter(|mirror| fastrand::u32(..1_000_000) < mirror.share.0)
-        .map(|mirror| {
+    let mut mirrors = Vec::new();
+    for mirror in &rule.mirrors {
+        if fastrand::u32(..1_000_000) < mirror.share.0 {
             let (key, _) = hash_key(&mirror.cluster.policy.load_balancer, head, exchange);
-            (worker.cluster(snapshot, &mirror.cluster), key)
-        })
-        .collect();
+            worker.lookup(snapshot, &mirror.cluster).await;
+            mirrors.push((worker.cluster(snapshot, &mirror.cluster), key));
+        }
+    }
     let copied = (!mirrors.is_empty()).then(|| {
         *meter.copy.borrow_mut() = Some(Vec::new());
         head.clone()
     });
 
-    let pinned = if forward::is_passthrough(&state) {
-        Some(dialled.ok_or_else(Failure::no_endpoint)?)
+    let pinned = if cluster.keeps_dialled() {
+        // Without a dialled address there is none to keep (SE-097).
+        Some(cluster.kept(dialled.ok_or_else(Failure::no_endpoint)?))
     } else {
         // Rules may lead away from the service that was dialled.
         pod.filter(|pod| pod.service.host == cluster.host.host)

@@ -66,7 +66,7 @@ impl Client<'_> {
         arrival: u16,
     ) -> Destination {
         let host = host::expand(&destination.host, namespace, &self.shared.world.settings.cluster_domain);
-        let service = self.shared.services.find(&host);
+        let service = self.shared.services.find(&host, &self.inputs.namespace);
         let named = destination
             .port
             .as_ref()

@@ -7,6 +7,7 @@ use weft_crds::VirtualService;
 use weft_crds::validate::host;
 
 use super::super::Shared;
+use super::super::scope::Imports;
 use super::super::service::visibility;
 use super::namespace_of;
 
@@ -21,7 +22,7 @@ pub(super) struct Candidate<'a> {
 pub(super) struct Visible<'a>(Vec<Candidate<'a>>);
 
 impl<'a> Visible<'a> {
-    pub(super) fn new(shared: &Shared<'a>, inputs: &KeyInputs) -> Self {
+    pub(super) fn new(shared: &Shared<'a>, inputs: &KeyInputs, imports: &Imports<'_>) -> Self {
         if inputs.template == Template::Gateway {
             // Rules for the mesh are for sidecars alone (VS-005).
             return Self(Vec::new());
@@ -40,7 +41,10 @@ impl<'a> Visible<'a> {
                 Some(_) => 1,
             };
             let hosts = service.spec.hosts.iter().map(|h| host::expand(h, own, domain));
-            let hosts = hosts.collect();
+            let hosts: Vec<_> = hosts.collect();
+            if !imports.has_rules(own, &hosts) {
+                continue;
+            }
             ranked.push((rank, Candidate { service, hosts }));
         }
         ranked.sort_by_key(|(rank, _)| *rank);

@@ -58,7 +58,7 @@ pub(in crate::render) fn resolve(shared: &Shared<'_>, reports: &mut BTreeMap<Obj
             .chain(service.spec.tcp.iter().flat_map(|r| &r.route));
         for destination in http.chain(l4.map(|d| &d.destination)) {
             let host = host::expand(&destination.host, &namespace, domain);
-            let Some(target) = shared.services.find(&host) else {
+            let Some(target) = shared.services.find(&host, &namespace) else {
                 let text = format!("destination {host} is no known service; requests for it get 503");
                 report.unresolved.get_or_insert(("HostNotFound", text));
                 continue;

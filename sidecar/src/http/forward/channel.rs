@@ -64,7 +64,7 @@ pub fn secure(state: &ClusterState, peer: &Peer) -> Secure {
     let mesh = |sni: Option<&str>, ids: &[String]| Secure::Mesh {
         server_name: sni.map(Into::into).or_else(|| cluster.sni.clone()),
         expected: if ids.is_empty() {
-            Expected::Accounts(state.endpoints())
+            Expected::Accounts(state.endpoints(), cluster.host.identities.clone())
         } else {
             Expected::Exact(ids.to_vec())
         },
