@@ -38,7 +38,7 @@ pub struct ServiceEntrySpec {
     pub hosts: Vec<String>,
     /// Addresses and ranges that stand for them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
     pub addresses: Vec<String>,
     /// Ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]

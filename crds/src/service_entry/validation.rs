@@ -136,7 +136,7 @@ fn check_addresses(report: &mut Report, addresses: &[String], resolution: &str) 
     }
     for (n, address) in addresses.iter().enumerate() {
         let path = format!("spec.addresses[{n}]");
-        if check::subnet(address).is_none() {
+        if address.len() > 64 || check::subnet(address).is_none() {
             report.error(&path, address, "must be an IP address, or a range such as 10.1.0.0/16");
         } else if address.contains('/') && !matches!(resolution, "NONE" | "STATIC") {
             let message = format!("is a range, which resolution {resolution} does not take; use NONE or STATIC");
