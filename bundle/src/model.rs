@@ -170,6 +170,8 @@ pub struct Host {
     pub namespace: Arc<str>,
     /// Cluster addresses.
     pub addresses: Vec<IpAddr>,
+    /// Addresses that stand for it where its name is answered by the mesh (SE-032).
+    pub allocated: Vec<IpAddr>,
     /// Reached at the endpoint that the client dialled (SM-076).
     pub headless: bool,
     /// Only endpoints on the client's own node are used (SM-011).

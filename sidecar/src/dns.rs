@@ -274,13 +274,20 @@ impl Resolver {
 
     /// Addresses of a name of the mesh, of both families; `None`: the servers know more about it.
     ///
-    /// Services and entries have theirs in the configuration. A headless service has those of its endpoints that take
-    /// requests; while none is known, the cluster's servers may know one.
+    /// Services and entries have theirs in the configuration; entries without any have allocated ones (SE-032). A headless
+    /// service has those of its endpoints that take requests; while none is known, the cluster's servers may know one.
     fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
         let known = self.known()?;
         let host = known.find(name)?;
         if !host.addresses.is_empty() {
             return Some(host.addresses.clone());
+        }
+        if !host.allocated.is_empty() {
+            // Of a family that the pod lacks there is no way to them, and some clients would try that one first.
+            let own = &self.shared.settings.addresses;
+            let is_usable =
+                |address: &IpAddr| own.is_empty() || own.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+            return Some(host.allocated.iter().copied().filter(is_usable).collect());
         }
         if !host.headless || !name.ends_with(&known.cluster) {
             return None;

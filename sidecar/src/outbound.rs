@@ -71,7 +71,11 @@ pub fn find(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Known 
         Some(port) if !is_shared => return Known::Port(port.clone()),
         _ => {}
     }
-    let ports = config.open(dialled.ip(), dialled.port());
+    let mut ports = config.open(dialled.ip(), dialled.port());
+    if !worker.shared.settings.dns.is_empty() {
+        // Names are answered here, so that allocated addresses tell these hosts from others (SE-022, SE-023).
+        ports.retain(|port| port.host.allocated.is_empty());
+    }
     match ports.is_empty() {
         false => Known::Open { ports, is_shared },
         true if is_shared => Known::Shared,

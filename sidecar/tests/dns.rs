@@ -12,10 +12,13 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use support::net::{
-    APPLICATION, Backend, FAR, NEIGHBOUR, NEIGHBOUR6, Neighbour, POD, POD6, PROXY, in_pod, init_with, with_each_backend,
+    APPLICATION, Backend, Caller, FAR, NEIGHBOUR, NEIGHBOUR6, Neighbour, POD, POD6, PROXY, announce, in_pod, init_with,
+    with_each_backend,
 };
-use support::process::{Process, Volumes};
+use support::process::{Process, Volumes, endpoint};
 use support::{Authority, LIMIT, run, wait_for, workload};
+use weft_bundle::pack::{EndpointInput, HostInput};
+use weft_bundle::wire::MeshTls;
 
 /// A name of the mesh.
 const WEB: &str = "web.app.svc.cluster.local";
@@ -396,6 +399,62 @@ fn a_program_resolves_short_names_through_its_own_resolver() {
         assert_eq!(asked.count(WEB), 0, "the mesh knew");
         assert_eq!(resolve("www.example.com."), SERVER);
         assert_eq!(asked.count("www.example.com"), 1);
+    });
+}
+
+// spec: SE-015, SE-022, SE-023, SE-031, SE-032, SE-033
+#[test]
+fn names_of_entries_without_addresses_lead_to_them_by_allocated_ones() {
+    in_pod(|neighbour| {
+        let asked = servers(neighbour);
+        neighbour.run(|| {
+            announce(9001, "a");
+            announce(9002, "b");
+            announce(5000, "dialled");
+        });
+        let file = nameservers();
+        let volumes = Volumes::new(&Authority::new(), "app/echo");
+        let entry = |name: &str, n: u16| {
+            format!(
+                "- {{host: {name}, name: {name}, namespace: app, kind: entry, domains: [{name}], allocated: [240.240.0.{n}, \
+                 '2001:2::{n}'], ports: [{{port: 5000, name: main, protocol: tcp}}]}}\n"
+            )
+        };
+        let hosts = entry("a.example", 1) + &entry("b.example", 2);
+        volumes.configure(&format!("{}hosts:\n{hosts}", workload("app/echo")));
+        let listed = [("a.example", 9001), ("b.example", 9002)].map(|(host, port)| HostInput {
+            host: host.into(),
+            accounts: Vec::new(),
+            endpoints: vec![EndpointInput {
+                tls: MeshTls::None,
+                ..endpoint((NEIGHBOUR, port).into())
+            }],
+        });
+        volumes.endpoints_of(&listed);
+        let call = |address: &str| {
+            let address: IpAddr = address.parse().expect("address");
+            Caller::new(APPLICATION, APPLICATION).ask((address, 5000).into())
+        };
+        let captures = proxy(&volumes, &file, &[CAPTURE]).ready();
+        redirect(&file, &[], &[CAPTURE]);
+        for (name, n, says) in [("a.example", 1, "a"), ("B.example", 2, "b")] {
+            for kind in [RecordType::A, RecordType::AAAA] {
+                let found = texts(ask(NEIGHBOUR, &query(name, kind)));
+                let expected = if kind == RecordType::A {
+                    format!("240.240.0.{n}")
+                } else {
+                    format!("2001:2::{n}")
+                };
+                assert_eq!(found, [expected.as_str()]);
+                assert_eq!(call(&expected), says);
+            }
+        }
+        assert_eq!(asked.count("a.example"), 0, "the mesh knew");
+        assert_eq!(call(&FAR.to_string()), "dialled", "none of theirs");
+        drop(captures);
+        // Where names are not answered by the mesh, nothing tells the two apart, and the first has the port.
+        let _proxy = proxy(&volumes, &file, &[]).ready();
+        assert_eq!(call(&FAR.to_string()), "a");
     });
 }
 

@@ -36,6 +36,7 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
                 name: Arc::from(host.name.as_str()),
                 namespace: Arc::from(host.namespace.as_str()),
                 addresses: host.addresses.clone(),
+                allocated: host.allocated.clone(),
                 headless: host.headless,
                 node_local: host.node_local,
                 kind: host.kind,

@@ -195,7 +195,11 @@ proptest! {
 }
 
 fn resolver(hosts: &str, endpoints: &str) -> Resolver {
-    let shared = Shared::new(Settings::default(), Arc::new(Telemetry::default()));
+    resolver_of(Settings::default(), hosts, endpoints)
+}
+
+fn resolver_of(settings: Settings, hosts: &str, endpoints: &str) -> Resolver {
+    let shared = Shared::new(settings, Arc::new(Telemetry::default()));
     let resolver = Resolver::new(Arc::new(shared), Vec::new());
     configure(&resolver, hosts);
     let endpoints: weft_bundle::wire::Endpoints = serde_yaml::from_str(endpoints).expect("endpoints");
@@ -259,6 +263,33 @@ fn services_entries_and_wildcards_are_known_by_their_addresses() {
         resolver.addresses("api.example.com"),
         Some(vec![Ipv4Addr::new(240, 240, 0, 9).into()])
     );
+}
+
+// spec: SE-032, NET-094
+#[test]
+fn entries_without_addresses_have_allocated_ones_of_the_pods_families() {
+    let hosts = [
+        host("a.example", ", kind: entry, allocated: [240.240.0.1, '2001:2::1']"),
+        host("*.example", ", kind: entry, allocated: [240.240.0.2, '2001:2::2']"),
+        host(
+            "c.example",
+            ", kind: entry, addresses: [10.0.0.3], allocated: [240.240.0.3]",
+        ),
+    ];
+    let of = |own: &[IpAddr], name: &str| {
+        let settings = Settings {
+            addresses: own.to_vec(),
+            ..Settings::default()
+        };
+        let found = resolver_of(settings, &hosts.concat(), "{}").addresses(name)?;
+        Some(found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    let (four, six) = (IpAddr::from([10, 0, 0, 9]), IpAddr::from(Ipv6Addr::LOCALHOST));
+    assert_eq!(of(&[four, six], "a.example").as_deref(), Some("240.240.0.1 2001:2::1"));
+    assert_eq!(of(&[four], "a.example").as_deref(), Some("240.240.0.1"));
+    assert_eq!(of(&[six], "a.example").as_deref(), Some("2001:2::1"));
+    assert_eq!(of(&[four], "b.example").as_deref(), Some("240.240.0.2"));
+    assert_eq!(of(&[four], "c.example").as_deref(), Some("10.0.0.3"));
 }
 
 // spec: NET-094

@@ -84,6 +84,7 @@ fn host(first_alone: bool, names: &[&str]) -> Host {
         name: "a.example".into(),
         namespace: "app".into(),
         addresses: Vec::new(),
+        allocated: Vec::new(),
         headless: false,
         node_local: false,
         kind: HostKind::Entry,
