@@ -122,10 +122,10 @@ impl Lookups {
             return None;
         }
         if let Some(running) = &known.running {
-            // One that failed before goes on with what there is.
+            // What is known is used while it is looked up anew, and one that failed before goes on without.
             let mut running = running.clone();
             running.mark_unchanged();
-            return (known.failures == 0).then_some(running);
+            return (known.answer.is_none() && known.failures == 0).then_some(running);
         }
         let (tell, running) = watch::channel(0);
         known.running = Some(running.clone());
