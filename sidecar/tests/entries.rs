@@ -119,7 +119,7 @@ fn tls_in_a_range_goes_by_range_and_name() {
     assert_eq!(said(&of("10.0.0.0"), &client_hello("a.example")), "dialled");
 }
 
-// spec: SM-045, SE-021
+// spec: SM-043, SM-045, SE-021
 #[test]
 fn http_and_tcp_share_a_port_number_by_what_is_sent() {
     let (app, tcp, dialled) = (named("app"), greeter("tcp"), greeter("dialled"));
@@ -131,7 +131,9 @@ fn http_and_tcp_share_a_port_number_by_what_is_sent() {
     );
     let listed = listed.replacen("hosts:\n- host", &format!("- {{main: {}}}\n{port}", tcp.port()), 1);
     let both = proxy(dialled, &hosts, &listed, "");
-    assert_eq!(get(&both, "a.example"), (200, "app".to_owned()));
+    for written in ["a.example", "a.example.", "A.Example:1", "a.example.:80"] {
+        assert_eq!(get(&both, written), (200, "app".to_owned()), "{written}");
+    }
     assert_eq!(said(&both, b""), "tcp", "a server that speaks first");
     assert_eq!(said(&both, b"\x01\x02 no HTTP"), "tcp");
     let closed = proxy(dialled, &hosts, &listed, REGISTRY_ONLY);

@@ -14,7 +14,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use support::{Answer, App, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use support::{
+    Answer, App, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, workload,
+};
 use weft_sidecar::shared::Role;
 
 /// An authority outside of the mesh, with its files.
@@ -252,6 +254,35 @@ fn plaintext_of_the_application_leaves_in_tls_with_the_name_of_the_request() {
     assert_eq!(
         seen.suite,
         Some(rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384)
+    );
+}
+
+// spec: DR-124, SE-006, SE-027
+#[test]
+fn a_host_outside_that_is_called_in_plaintext_is_reached_in_tls_on_its_target_port() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("api.example")]);
+    // As the operator renders port 80 with `targetPort` and a rule with mode SIMPLE; the name to look up is an address, so
+    // that no resolver is asked.
+    let bundle = format!(
+        "{}hosts:\n- {{host: api.example, name: api.example, namespace: app, kind: entry, domains: [api.example], discovery: \
+         {{dns: {{targets: [{{name: {}, ports: {{http: {}}}}}]}}}}, ports: [{{port: 80, name: http, protocol: http, policy: \
+         {{tls: {{originate: {{ca: {}}}}}}}}}]}}\n",
+        workload("app/client"),
+        server.address.ip(),
+        server.address.port(),
+        ca.file("ca")
+    );
+    let destination = virtual_address();
+    let listeners = vec![(SocketAddr::new(address(), 0), Role::Fixed { destination })];
+    let proxy = Proxy::start(listeners, &bundle, "hosts: []\n", None);
+    assert_eq!(ask(&proxy, "api.example").status(), 200);
+    let seen = server.last();
+    assert_eq!(seen.sni.as_deref(), Some("api.example"));
+    assert!(
+        seen.head.starts_with("GET /p HTTP/1.1\r\nHost: api.example\r\n"),
+        "{}",
+        seen.head
     );
 }
 

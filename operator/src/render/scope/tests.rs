@@ -95,6 +95,22 @@ fn one_sidecar_applies_and_nothing_is_merged() {
     assert_eq!(report.refused.as_ref().expect("refused").0, "Conflicted");
 }
 
+// spec: SE-069
+#[test]
+fn gateways_have_no_sidecar() {
+    let gateway = "\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: gw, namespace: app}\nspec: {selector: \
+                   {matchLabels: {app: gw}}, template: {metadata: {labels: {app: gw}, annotations: \
+                   {inject.istio.io/templates: gateway}}, spec: {containers: [{name: istio-proxy, image: auto}]}}}\n";
+    let narrow = sidecar("app", "s", 1, "{egress: [{hosts: ['~/*']}], outboundTrafficPolicy: {}}");
+    let output = render(&(others() + gateway + &narrow));
+    let policy_and_hosts = |workload: &str| {
+        let bundle = bundle(&output, workload);
+        (bundle.mesh.outbound_policy, known(&bundle).len())
+    };
+    assert_eq!(policy_and_hosts("app/client"), (OutboundPolicy::RegistryOnly, 0));
+    assert_eq!(policy_and_hosts("app/gw"), (OutboundPolicy::AllowAny, 6));
+}
+
 // spec: SM-064, SM-065, SE-083
 #[test]
 fn a_block_takes_the_place_of_the_meshs_and_without_a_mode_refuses() {

@@ -255,6 +255,22 @@ fn entries_of_one_host_and_namespace_are_one() {
     assert_eq!(found.ports.iter().map(|p| p.port).collect::<Vec<_>>(), [80]);
 }
 
+// spec: SM-073
+#[test]
+fn of_entries_that_do_not_agree_the_oldest_decides_then_the_first_by_name() {
+    let one = |name: &str, age: u32, resolution: &str| {
+        let spec = format!(
+            "{{hosts: [a.example], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: {resolution}}}"
+        );
+        service_entry("app", name, age, &spec)
+    };
+    let is_dialled = |documents: &str| host(documents, "a.example").discovery == Discovery::Dialled;
+    assert!(is_dialled(&(one("a", 1, "DNS") + &one("b", 2, "NONE"))));
+    assert!(!is_dialled(&(one("a", 2, "DNS") + &one("b", 1, "NONE"))));
+    assert!(!is_dialled(&(one("b", 1, "NONE") + &one("a", 1, "DNS"))));
+    assert!(is_dialled(&(one("b", 1, "DNS") + &one("a", 1, "NONE"))));
+}
+
 // spec: SE-018, SM-073
 #[test]
 fn an_entry_for_a_service_of_its_namespace_adds_to_it() {
@@ -302,6 +318,12 @@ fn of_several_definitions_the_own_namespaces_comes_first() {
         + namespaces;
     assert_eq!(of(&listed, "app/client", "a.example").namespace, "third");
     assert_eq!(of(&listed, "other/client", "a.example").namespace, "other");
+    // A Service of another namespace before an entry of a third one, however old that is and however it is exported.
+    let both = service("other/b", "10.0.0.2", "{name: http, port: 80}")
+        + &entry("third", "e", 9, "b.other.svc.cluster.local", ", exportTo: [app]")
+        + namespaces;
+    let found = of(&both, "app/client", "b.other.svc.cluster.local");
+    assert_eq!((found.kind, found.namespace.as_str()), (HostKind::Service, "other"));
     let hidden = bundle(
         &render(&entry("app", "a", 1, "a.example", ", exportTo: ['~']")),
         "app/client",
