@@ -9,6 +9,8 @@ mod check;
 mod end;
 #[path = "local/entries.rs"]
 mod entries;
+#[path = "local/gateway.rs"]
+mod gateway;
 #[path = "local/input.rs"]
 mod input;
 #[path = "local/mesh.rs"]

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use weft_bundle::model::{Config, EndpointTable};
 
 use crate::cluster::Counters;
+use crate::gateway::Ports;
 use crate::io::{self, Dial, Source};
 use crate::locality::Here;
 use crate::lookup::{Asker, Lookups};
@@ -42,6 +43,8 @@ pub struct Shared {
     pub overload: Overload,
     /// Loopback port of the explicit HTTP proxy that the configuration asked for at the start (SM-052).
     pub http_proxy: std::sync::OnceLock<u16>,
+    /// Ports that a gateway has open; none in a sidecar.
+    pub ports: Ports,
     /// Told when a listener no longer accepts.
     pub lost: tokio::sync::Notify,
     /// Names that the proxy looks up.
@@ -57,6 +60,7 @@ impl Shared {
         Self {
             overload: Overload::new(settings.memory_limit),
             http_proxy: std::sync::OnceLock::new(),
+            ports: Ports::new(settings.gateway, settings.workers),
             lost: tokio::sync::Notify::new(),
             lookups: Lookups::new(Asker {
                 mark: settings.mark,
@@ -129,8 +133,8 @@ pub struct Settings {
     pub transparent: Option<u32>,
     /// Memory that the pod states as its limit, in bytes.
     pub memory_limit: Option<u64>,
-    /// The process is a gateway.
-    pub gateway: bool,
+    /// The process is a gateway, whose ports are on this address.
+    pub gateway: Option<IpAddr>,
     /// The pod, for metadata of peers (MET-039).
     pub pod: Pod,
     /// Where the pod runs, as far as its labels and environment tell; its node's locality is in the endpoint table.
@@ -164,7 +168,7 @@ impl Default for Settings {
             inbound_source: false,
             transparent: None,
             memory_limit: None,
-            gateway: false,
+            gateway: None,
             pod: Pod::default(),
             here: Here::default(),
         }

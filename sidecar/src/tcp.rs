@@ -140,7 +140,12 @@ pub async fn to_cluster(
         _ => Key::NONE,
     };
     let keeps = cluster.keeps_dialled();
-    let pinned = cluster.host.headless || keeps;
+    // Whoever calls a gateway has dialled the gateway, and no endpoint.
+    let is_gateway = worker.shared.settings.gateway.is_some();
+    if is_gateway && keeps {
+        return Err(Refused::new(Flags::UH, "no_healthy_upstream"));
+    }
+    let pinned = !is_gateway && (cluster.host.headless || keeps);
     let towards = if keeps { cluster.kept(dialled) } else { dialled };
     let idle = Duration::from_millis(lead.tcp_idle_timeout_ms);
     let mut permit = Some(permit);

@@ -16,6 +16,7 @@ use crate::world::{Kind, ObjectRef, World, age};
 pub(super) struct Sound<'a> {
     pub(super) virtual_services: Vec<&'a VirtualService>,
     pub(super) destination_rules: Vec<&'a DestinationRule>,
+    pub(super) gateways: Vec<&'a Gateway>,
     /// With whether it is valid: an invalid one counts as STRICT (AUTHN-007).
     pub(super) peer_authentications: Vec<(&'a PeerAuthentication, bool)>,
     pub(super) sources: Sources<'a>,
@@ -29,6 +30,7 @@ pub(super) struct Sources<'a> {
     pub(super) service_entries: &'a [Arc<ServiceEntry>],
     pub(super) workload_entries: &'a [Arc<WorkloadEntry>],
     pub(super) sidecars: &'a [Arc<Sidecar>],
+    pub(super) gateways: &'a Arc<Vec<Arc<Gateway>>>,
     /// Replaced when one of the policies is another one.
     pub(super) peer_authentications: &'a Arc<Vec<Arc<PeerAuthentication>>>,
 }
@@ -53,6 +55,7 @@ struct Lists {
     service_entries: Vec<Arc<ServiceEntry>>,
     workload_entries: Vec<Arc<WorkloadEntry>>,
     sidecars: Vec<Arc<Sidecar>>,
+    gateways: Arc<Vec<Arc<Gateway>>>,
     peer_authentications: Arc<Vec<Arc<PeerAuthentication>>>,
 }
 
@@ -71,6 +74,10 @@ impl Verdicts {
         self.sources.service_entries = self.service_entries.by_age(true);
         self.sources.workload_entries = self.workload_entries.by_age(true);
         self.sources.sidecars = self.sidecars.by_age(true);
+        let gateways = self.gateways.by_age(true);
+        if !super::same(&self.sources.gateways, &gateways) {
+            self.sources.gateways = Arc::new(gateways);
+        }
         let policies = self.peer_authentications.by_age(false);
         if !super::same(&self.sources.peer_authentications, &policies) {
             self.sources.peer_authentications = Arc::new(policies);
@@ -85,6 +92,7 @@ impl Verdicts {
             service_entries,
             workload_entries,
             sidecars,
+            gateways,
             peer_authentications,
         } = &self.sources;
         let is_valid = |policy: &PeerAuthentication| {
@@ -95,6 +103,7 @@ impl Verdicts {
         Sound {
             virtual_services: virtual_services.iter().map(Arc::as_ref).collect(),
             destination_rules: destination_rules.iter().map(Arc::as_ref).collect(),
+            gateways: gateways.iter().map(Arc::as_ref).collect(),
             peer_authentications: policies.collect(),
             sources: Sources {
                 virtual_services,
@@ -102,6 +111,7 @@ impl Verdicts {
                 service_entries,
                 workload_entries,
                 sidecars,
+                gateways,
                 peer_authentications,
             },
         }
