@@ -279,16 +279,21 @@ fn job(request: &Request, places: &Places, run: &str) -> Result<Value> {
     if let Some(via) = &request.via {
         let address = places.service_address(GATEWAY);
         let address = address.with_context(|| format!("the stage has no {via} yet"))?;
-        let port = request
-            .via_port
-            .unwrap_or(if request.to.starts_with("https:") || request.to.starts_with("h2:") {
-                443
-            } else {
-                80
-            });
+        let port = request.via_port.or_else(|| opaque_port(&request.to));
+        let is_tls = request.to.starts_with("https:") || request.to.starts_with("h2:");
+        let port = port.unwrap_or(if is_tls { 443 } else { 80 });
         job["connect"] = format!("{address}:{port}").into();
     }
     Ok(job)
+}
+
+/// The port in the URL of something that is not HTTP.
+fn opaque_port(url: &str) -> Option<u16> {
+    let (scheme, rest) = url.split_once("://")?;
+    if !["tcp", "banner", "tls"].contains(&scheme) {
+        return None;
+    }
+    rest.split('/').next()?.rsplit_once(':')?.1.parse().ok()
 }
 
 /// A word that no other run of a scenario has.

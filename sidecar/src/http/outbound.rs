@@ -381,6 +381,12 @@ async fn dispatch(
     if let Some(authority) = authority.or(set) {
         route::rewrite_authority(head, authority);
     }
+    if head.authority.is_empty() && dialled.is_none() {
+        // Of HTTP/1.0 nobody has to say whom it is for; of what it is forwarded as, somebody has (BYD-062).
+        head.authority = Bytes::copy_from_slice(cluster.host.host.as_bytes());
+        head.headers
+            .push_front(Bytes::from_static(b"host"), head.authority.clone());
+    }
     route::rewrite_path(head, found, exchange);
     let carries_metadata = metadata::attach(worker, &snapshot.config, &mut head.headers);
 
