@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_bundle::key::KeyInputs;
 use weft_bundle::wire::{
-    Discovery, ExtraDomain, Fault, Host, HostKind, HostPort, Listener, LoadBalancer, Origin, Policy, Protocol, RouteTable,
-    Rule,
+    Discovery, ExtraDomain, Fault, Host, HostKind, HostPort, Listener, LoadBalancer, Origin, Policy, Protocol,
+    RouteTable, Rule,
 };
 use weft_crds::validate::host;
 use weft_crds::virtual_service as api;
