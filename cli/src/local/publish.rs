@@ -19,7 +19,7 @@ pub(super) async fn listen(publish: Publish, resolver: Resolver, reach: Reach, o
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, publish.local));
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| format!("publish {publish}: listen on {address}"))?;
-    serve(listener, publish, resolver, reach, output)
+    serve(listener, &publish, resolver, reach, output)
 }
 
 /// As [`listen`], at a free port where the one that is asked for cannot be had or is a privileged one.
@@ -44,12 +44,12 @@ pub(super) async fn listen_somewhere(
             .await
             .with_context(|| format!("publish {publish}: listen on 127.0.0.1"))?,
     };
-    serve(listener, publish, resolver, reach, output)
+    serve(listener, &publish, resolver, reach, output)
 }
 
 fn serve(
     listener: TcpListener,
-    publish: Publish,
+    publish: &Publish,
     resolver: Resolver,
     reach: Reach,
     output: &Output,
@@ -60,13 +60,13 @@ fn serve(
         publish.namespace, publish.service, publish.port
     ));
     let host = format!("{}.{}.svc.cluster.local", publish.service, publish.namespace);
+    let port = publish.port;
     tokio::spawn(async move {
         loop {
             let Ok((mut from, _)) = listener.accept().await else {
                 continue;
             };
             let Some(target) = resolver.lookup(&host) else { continue };
-            let port = publish.port;
             let reach = reach.clone();
             tokio::spawn(async move {
                 if let Ok(mut to) = reach.dial(target, port).await {
