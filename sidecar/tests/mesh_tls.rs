@@ -421,7 +421,10 @@ fn mesh_tls_that_a_rule_insists_on_fails_where_there_is_no_sidecar() {
         let bundle = client_bundle("http", "mesh: {vipFallback: false}\n").replace("protocol: http}", &policy);
         let client = caller(&bundle, endpoint, pair.authority.identity("app/client"));
         let answer = get(client.addresses[0], "/");
-        (answer.status(), client.shared.telemetry.prometheus())
+        // A request is counted at its end, after the client has its answer.
+        let metrics = || client.shared.telemetry.prometheus();
+        support::wait_for("the request in the metrics", || metrics().contains("istio_requests_total{"));
+        (answer.status(), metrics())
     };
     let meshed = (pair.server.addresses[0], true);
     assert_eq!(call("auto", meshed).0, 200);

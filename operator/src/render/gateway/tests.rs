@@ -165,7 +165,7 @@ fn ports_are_those_of_the_service_in_front() {
     assert_eq!(of(&kept), [(80, None), (443, None), (31400, None)]);
 }
 
-// spec: GW-019, GW-020, GW-021, GW-022, VS-019, VS-006
+// spec: GW-020, GW-021, GW-022, VS-019, VS-006
 #[test]
 fn a_virtual_service_serves_the_names_that_it_shares_with_a_server() {
     let documents = gateway(
@@ -231,7 +231,7 @@ fn what_is_exported_to_the_gateway_counts_whatever_the_namespace_of_its_gateway(
     assert_eq!(names(&edge(&documents(".")), 80), expected(&[]));
 }
 
-// spec: VS-017, VS-014, GW-060, GW-082
+// spec: VS-017, VS-014, GW-060
 #[test]
 fn rules_for_one_name_stand_behind_each_other() {
     let documents = gateway("app/gw", 3, &[&server("HTTP", 80, "'*.com'")])
@@ -453,7 +453,7 @@ fn a_tcp_server_has_the_first_rule_of_its_port_and_is_closed_without_one() {
     );
 }
 
-// spec: VS-166, VS-167, VS-164, GW-058, GW-068
+// spec: VS-166, VS-167, GW-058, GW-068
 #[test]
 fn tls_rules_go_by_name_port_and_gateway_alone() {
     let to = |port: u16| format!("route: [{{destination: {{host: {ECHO}, port: {{number: {port}}}}}}}]");
