@@ -2,9 +2,14 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use support::{App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address};
+use support::net::in_namespace;
+use support::{
+    App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, get, pause, read_head, virtual_address,
+};
 use weft_sidecar::shared::Role;
 
 fn client_to(app: &App, rest: &str) -> Proxy {
@@ -319,4 +324,88 @@ fn a_refused_endpoint_costs_nothing() {
         assert_eq!(client.receive().expect("an answer").status(), 200);
     }
     assert_eq!(app.count(), 50);
+}
+
+/// Sizes of bodies: whatever the sockets on the way hold, one of these ends just beyond it.
+fn sizes() -> impl Iterator<Item = usize> {
+    (1..=40).map(|n| n * 24 * 1024)
+}
+
+/// Until then nothing more fits: whoever reads begins after this.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Sends a head, then a body that a reader is slow to take, and gives back the status that it gets.
+fn upload(front: SocketAddr, size: usize) -> u16 {
+    let mut client = Client::connect(front);
+    client.send(&format!(
+        "PUT / HTTP/1.1\r\nHost: echo\r\nContent-Length: {size}\r\n\r\n"
+    ));
+    client.stream.write_all(&vec![b'u'; size]).expect("sent");
+    client.receive().map_or(0, |answer| answer.status())
+}
+
+/// Asks for a body, and begins to read it late. Its length.
+fn download(front: SocketAddr, size: usize) -> usize {
+    let mut client = Client::connect(front);
+    client.send(&format!("GET /{size} HTTP/1.1\r\nHost: echo\r\n\r\n"));
+    pause(SLOW);
+    client.receive().map_or(0, |answer| answer.body.len())
+}
+
+/// Takes bodies late, and answers with as many bytes as the path says.
+fn slow_app() -> SocketAddr {
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let here = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || -> std::io::Result<()> {
+                let mut buffer = Vec::new();
+                while let Some(head) = read_head(&mut stream, &mut buffer) {
+                    let number = |text: &str| text.trim().parse::<usize>().ok();
+                    let length = head.lines().find_map(|line| {
+                        let (name, value) = line.split_once(':')?;
+                        name.eq_ignore_ascii_case("content-length").then(|| number(value))?
+                    });
+                    if let Some(length) = length.filter(|length| *length > 0) {
+                        pause(SLOW);
+                        let mut rest = vec![0; length.saturating_sub(buffer.len())];
+                        stream.read_exact(&mut rest)?;
+                        buffer.clear();
+                    }
+                    let path = head.split(' ').nth(1).unwrap_or_default();
+                    let size = number(path.trim_start_matches('/')).unwrap_or(0);
+                    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")?;
+                    stream.write_all(&vec![b'd'; size])?;
+                }
+                Ok(())
+            });
+        }
+    });
+    here
+}
+
+#[test]
+fn the_last_bytes_of_a_body_reach_a_slow_reader_through_mutual_tls() {
+    in_namespace(|| {
+        for buffer in ["tcp_wmem", "tcp_rmem"] {
+            let sizes = "4096 16384 65536";
+            std::fs::write(format!("/proc/sys/net/ipv4/{buffer}"), sizes).expect("a namespace's own setting");
+        }
+        let pair = Pair::start("http", slow_app());
+        let front = pair.front;
+        std::thread::scope(|scope| {
+            let sent: Vec<_> = sizes()
+                .map(|size| (size, scope.spawn(move || upload(front, size))))
+                .collect();
+            let got: Vec<_> = sizes()
+                .map(|size| (size, scope.spawn(move || download(front, size))))
+                .collect();
+            for (size, status) in sent {
+                assert_eq!(status.join().expect("no panic"), 200, "{size} bytes sent");
+            }
+            for (size, length) in got {
+                assert_eq!(length.join().expect("no panic"), size, "of {size} bytes asked for");
+            }
+        });
+    });
 }

@@ -423,7 +423,9 @@ fn mesh_tls_that_a_rule_insists_on_fails_where_there_is_no_sidecar() {
         let answer = get(client.addresses[0], "/");
         // A request is counted at its end, after the client has its answer.
         let metrics = || client.shared.telemetry.prometheus();
-        support::wait_for("the request in the metrics", || metrics().contains("istio_requests_total{"));
+        support::wait_for("the request in the metrics", || {
+            metrics().contains("istio_requests_total{")
+        });
         (answer.status(), metrics())
     };
     let meshed = (pair.server.addresses[0], true);

@@ -149,7 +149,7 @@ async fn send_http1(
         done: false,
     };
     let to_head = *head.method == *b"HEAD";
-    let mut flushed = false;
+    let mut written = false;
     let outcome = poll_fn(|cx| {
         loop {
             if let Poll::Ready(Err(e)) = pump.poll(cx, &mut conn) {
@@ -159,7 +159,7 @@ async fn send_http1(
                     PumpError::Sink => pump.done = true,
                 }
             }
-            flushed |= conn.is_flushed();
+            written |= conn.is_written();
             match ready!(conn.poll_response(cx, to_head)) {
                 Ok(response) if response.head.status == 100 => pump.request.send_continue(),
                 // Other interim responses are for this hop.
@@ -180,7 +180,7 @@ async fn send_http1(
                     let race = reused && silent && unseen();
                     return Poll::Ready(Err(SendError::Closed {
                         race,
-                        before_request: !flushed,
+                        before_request: !written,
                     }));
                 }
                 Err(_) => return Poll::Ready(Err(SendError::Protocol("malformed response"))),

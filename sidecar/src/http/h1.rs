@@ -64,6 +64,8 @@ pub struct Conn {
     output: BytesMut,
     queue: VecDeque<Bytes>,
     queued: usize,
+    /// TLS may hold back what was written to it.
+    is_held: bool,
     /// All bytes received, to tell a connection that answered nothing.
     received: u64,
 }
@@ -98,6 +100,7 @@ impl Conn {
             output: BytesMut::new(),
             queue: VecDeque::new(),
             queued: 0,
+            is_held: false,
             received: 0,
         }
     }
@@ -484,13 +487,19 @@ impl Conn {
         self.queued >= HIGH_WATER_BYTES
     }
 
-    /// Whether everything queued was written.
+    /// Whether everything queued was written to the stream, which may be TLS and hold it back.
     #[must_use]
-    pub fn is_flushed(&self) -> bool {
+    pub fn is_written(&self) -> bool {
         self.queued == 0
     }
 
-    /// Writes what is queued.
+    /// Whether everything queued has left this process. Until then its writer goes on to poll [`Self::poll_flush`].
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.queued == 0 && !self.is_held
+    }
+
+    /// Writes what is queued, and what TLS holds back.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.queued > 0 {
             let written = {
@@ -510,9 +519,12 @@ impl Conn {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.is_held = true;
             self.written(written);
         }
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.is_held = false;
+        Poll::Ready(Ok(()))
     }
 
     fn written(&mut self, mut count: usize) {
