@@ -1,6 +1,6 @@
 //! The files, parsed and compiled: what a proxy runs. Whoever holds one of these values checks nothing again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +8,13 @@ use std::time::Duration;
 use crate::wire;
 
 mod endpoints;
+mod listener;
 mod matching;
 mod parse;
 mod route;
 
 pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
+pub use listener::{Listener, Serves};
 pub use matching::{AuthorityTest, HeaderName, HeaderTest, Match, PathTest, QueryTest, Text, first_value};
 pub use route::{
     Action, Cors, Destination, Destinations, Fault, HeaderOps, Mirror, PathRewrite, Piece, Retry, RetryOn, Rewrite,
@@ -58,6 +60,8 @@ pub struct Config {
     server_names: HashMap<u16, Vec<Arc<Port>>>,
     /// Ports with rules for subnets by number.
     subnets: HashMap<u16, Vec<Arc<Port>>>,
+    /// Ports that a gateway opens, by number.
+    pub listeners: BTreeMap<u16, Arc<Listener>>,
 }
 
 impl Config {
@@ -244,7 +248,7 @@ impl Domains {
         }
         self.suffixes
             .iter()
-            .find(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix))
+            .find(|(suffix, _)| (name.len() > suffix.len() || suffix.is_empty()) && name.ends_with(&**suffix))
             .map(|(_, domain)| domain)
     }
 

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
 use crate::wire::{
-    Bundle, Endpoint, Endpoints, EndpointsManifest, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload, SCHEMA,
-    ShardDigest,
+    Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload,
+    SCHEMA, ShardDigest,
 };
 
 /// Contents of one ConfigMap: bytes by file name. Text is what is valid UTF-8 and does not end in `.zst`.
@@ -138,7 +138,7 @@ pub fn config(bundle: &Bundle, inputs: &KeyInputs, limits: &Limits) -> Result<Pa
     };
     let manifest = Manifest {
         schema: SCHEMA,
-        requires: Vec::new(),
+        requires: required(bundle),
         key: inputs.key(),
         inputs: inputs.clone(),
         revision: content[..12].to_owned(),
@@ -152,6 +152,12 @@ pub fn config(bundle: &Bundle, inputs: &KeyInputs, limits: &Limits) -> Result<Pa
         revision: manifest.revision,
         shards,
     })
+}
+
+/// What a proxy must know to run a configuration; one that does not would serve less than is asked for (DLV-024).
+fn required(bundle: &Bundle) -> Vec<String> {
+    let opens_ports = !bundle.listeners.is_empty();
+    opens_ports.then(|| GATEWAY.to_owned()).into_iter().collect()
 }
 
 /// One host to pack, with everything spelled out; [`endpoints`] puts it into tables.

@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use crate::key::{KeyInputs, Template};
 
 mod endpoints;
+mod listener;
 mod locality;
 mod manifest;
 mod policy;
 mod route;
 
 pub use endpoints::{Endpoint, Endpoints, Health, HostEndpoints, MeshTls, PeerWorkload};
+pub use listener::{Listener, Serves, TlsServing, VirtualHost};
 pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
-pub use manifest::{EndpointsManifest, Manifest, ShardDigest, Target};
+pub use manifest::{EndpointsManifest, GATEWAY, Manifest, ShardDigest, Target};
 pub use policy::{
     ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
     RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
@@ -51,9 +53,12 @@ pub struct Bundle {
     /// HTTP domains that no host of [`Bundle::hosts`] has: made-up names of virtual services (VS-011).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub domains: Vec<ExtraDomain>,
-    /// HTTP route tables that ports of hosts and extra domains refer to by name, sorted by name.
+    /// HTTP route tables that ports of hosts, extra domains and listeners refer to by name, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<RouteTable>,
+    /// Ports that a gateway opens, sorted by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
 }
 
 /// The workload that a bundle is for. Facts of one pod (name, addresses, node) are never in it (DLV-014).
@@ -124,6 +129,9 @@ pub struct Mesh {
     /// A service whose endpoints are all gone is tried by its ClusterIP (DLV-115); default true.
     #[serde(skip_serializing_if = "is_true")]
     pub vip_fallback: bool,
+    /// How long connections of a port that a gateway has closed may go on; default 45 000 ms (LIFE-034).
+    #[serde(skip_serializing_if = "is_drain_time")]
+    pub drain_ms: u64,
     /// Loopback port of the explicit HTTP proxy (SM-052); absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_proxy_port: Option<u16>,
@@ -180,6 +188,7 @@ impl Default for Mesh {
             access_log: None,
             retry: RetryPolicy::default(),
             vip_fallback: true,
+            drain_ms: 45_000,
             http_proxy_port: None,
             endpoint_lookup: false,
             process: Process::default(),
@@ -430,6 +439,11 @@ pub(crate) fn is_true(value: &bool) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_ten_seconds(value: &u64) -> bool {
     *value == 10_000
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_drain_time(value: &u64) -> bool {
+    *value == 45_000
 }
 
 fn is_cluster_local(value: &String) -> bool {

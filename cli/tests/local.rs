@@ -7,6 +7,8 @@ mod change;
 mod check;
 #[path = "local/end.rs"]
 mod end;
+#[path = "local/gateway.rs"]
+mod gateway;
 #[path = "local/input.rs"]
 mod input;
 #[path = "local/mesh.rs"]

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_bundle::key::KeyInputs;
+use weft_bundle::key::{KeyInputs, Template};
 use weft_bundle::pack::{Files, HostInput, Places};
 use weft_bundle::wire::Bundle;
 
@@ -16,6 +16,7 @@ use crate::world::{ObjectRef, Settings, World, pod};
 
 mod config;
 mod endpoint;
+mod gateway;
 mod inbound;
 mod keys;
 mod policy;
@@ -215,10 +216,16 @@ impl Renderer {
             services: &services,
         };
         self.views.begin(&shared);
+        let gateways: Vec<_> = keys
+            .values()
+            .filter(|k| k.template == Template::Gateway)
+            .cloned()
+            .collect();
         self.configs.render(&shared, &mut self.views, keys, &mut output);
         output.work.views = self.views.rendered();
         self.presence.render(&shared, &mut output);
         route::resolve(&shared, &mut output.reports);
+        gateway::report(&shared, &gateways, &mut output.reports);
         output
     }
 }

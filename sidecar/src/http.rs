@@ -6,6 +6,7 @@ mod casing;
 pub mod client;
 pub mod direct;
 pub mod forward;
+mod gateway;
 pub mod h1;
 pub mod h2;
 mod head;

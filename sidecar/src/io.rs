@@ -371,6 +371,14 @@ pub fn has_ipv6() -> bool {
 /// # Errors
 /// That of the kernel; `AddrInUse` names no port, the caller does.
 pub fn listen(address: SocketAddr, any: bool) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(bind(address, any)?)
+}
+
+/// The same before there is a runtime for it.
+///
+/// # Errors
+/// See [`listen`].
+pub fn bind(address: SocketAddr, any: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if any {
         transparent(&socket, address.is_ipv4())?;
@@ -383,5 +391,5 @@ pub fn listen(address: SocketAddr, any: bool) -> io::Result<tokio::net::TcpListe
     }
     socket.bind(&address.into())?;
     socket.listen(4096)?;
-    tokio::net::TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }

@@ -13,6 +13,7 @@ pub mod connect;
 pub mod detect;
 pub mod dns;
 pub mod exchange;
+pub mod gateway;
 pub mod http;
 pub mod inbound;
 pub mod init;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -10,11 +11,12 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::exchange::{Direction, Downstream};
+use crate::gateway::OpenPort;
 use crate::io::{Io, canonical, original_destination};
 use crate::shared::{Listener, Role};
 use crate::telemetry::Counter;
 use crate::worker::Worker;
-use crate::{inbound, outbound};
+use crate::{gateway, inbound, outbound};
 
 /// How long a silent client is waited for before the other side is asked as well (BYD-021).
 pub const SILENCE: Duration = Duration::from_millis(3);
@@ -120,6 +122,22 @@ pub fn accepted(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, list
             worker.spawn_inbound(remote, inbound::serve(worker.clone(), incoming, dialled));
         }
     }
+}
+
+/// Takes over a connection to a port of a gateway: what it dialled is the port itself.
+pub fn at_gateway(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, port: &Arc<OpenPort>) {
+    let Ok(dialled) = stream.local_addr().map(canonical) else {
+        return;
+    };
+    // A connection without it works, only slower.
+    let _ = stream.set_nodelay(true);
+    let incoming = Incoming {
+        io: Io::from(stream),
+        buffer: BytesMut::new(),
+        remote: canonical(remote),
+        dialled,
+    };
+    worker.spawn(gateway::serve(worker.clone(), incoming, port.clone()));
 }
 
 /// Whether a connection dials a capture port of this proxy: forwarding it would loop (NET-013, NET-063).

@@ -85,7 +85,7 @@ fn untranslated(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Op
 }
 
 /// What a connection turned out to be. No configuration is kept alive by it (LIFE-052).
-enum Next {
+pub(crate) enum Next {
     /// HTTP, whose requests each ask for the newest configuration.
     Http(Incoming),
     /// Opaque.
@@ -95,7 +95,7 @@ enum Next {
 }
 
 /// An opaque connection that has both ends.
-struct Relay {
+pub(crate) struct Relay {
     io: Io,
     opened: Opened,
     record: Session,
@@ -112,11 +112,15 @@ pub async fn serve(worker: Rc<Worker>, incoming: Incoming) {
             };
             Box::pin(server::serve(worker, incoming, downstream, handler)).await;
         }
-        Next::Relay(relay) => {
-            let Relay { io, opened, mut record } = *relay;
-            Box::pin(tcp::relay(&worker, io, opened, &mut record)).await;
-        }
-        Next::Done => {}
+        next => relay(&worker, next).await,
+    }
+}
+
+/// Carries an opaque connection to its end.
+pub(crate) async fn relay(worker: &Worker, next: Next) {
+    if let Next::Relay(relay) = next {
+        let Relay { io, opened, mut record } = *relay;
+        Box::pin(tcp::relay(worker, io, opened, &mut record)).await;
     }
 }
 
@@ -278,7 +282,7 @@ async fn named(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming)
 }
 
 /// Where an opaque connection goes.
-enum Route<'r> {
+pub(crate) enum Route<'r> {
     Port(&'r Arc<Port>),
     Rule(&'r Destinations, Option<&'r str>),
     Unknown,
@@ -300,7 +304,13 @@ impl Route<'_> {
     }
 }
 
-async fn session(worker: &Rc<Worker>, snapshot: &Snapshot, mut incoming: Incoming, route: Route<'_>) -> Next {
+/// Opens the other end of an opaque connection.
+pub(crate) async fn session(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    mut incoming: Incoming,
+    route: Route<'_>,
+) -> Next {
     let mut downstream = incoming.downstream(worker, Direction::Outbound);
     if let Route::Rule(_, Some(sni)) = route {
         downstream.server_name = Some(sni.into());

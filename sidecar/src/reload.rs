@@ -234,6 +234,7 @@ impl Reload {
                 let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
                 self.read(&mut inner);
                 self.tell_ended_anchors(&mut inner);
+                self.shared.ports.try_again(&self.shared);
                 inner.free_replaced();
             }
             let mut news = match told.recv_timeout(self.next_look()) {
@@ -260,7 +261,8 @@ impl Reload {
         if inner.again || inner.held.is_some() || inner.identity_retry.is_some() {
             return Duration::from_millis(100);
         }
-        let look = if self.events.load(Ordering::Relaxed) && inner.replaced.is_empty() {
+        let is_calm = inner.replaced.is_empty() && !self.shared.ports.has_failed();
+        let look = if self.events.load(Ordering::Relaxed) && is_calm {
             LOOK
         } else {
             POLL
@@ -391,11 +393,12 @@ impl Reload {
         let trust = MeshTrust::of(&config.mesh);
         let counts = Counts::of(&config, self.shared.current.load().as_ref().map(|s| &*s.config));
         let endpoints: usize = table.hosts().map(|host| host.endpoints.len()).sum();
-        let listeners = self.shared.listeners().len();
-        let before = self.shared.current.swap(Some(Arc::new(Snapshot {
+        let listeners = self.shared.listeners().len() + config.listeners.len();
+        let next = Arc::new(Snapshot {
             config: Arc::new(config),
             revision: revision.clone(),
-        })));
+        });
+        let before = self.shared.ports.activate(&self.shared, next);
         inner.replaced.extend(before);
         self.counters.activated.fetch_add(1, Ordering::Relaxed);
         info!(

@@ -392,7 +392,7 @@ fn settings(arguments: &Run) -> Settings {
         inbound_source: arguments.is_redirected(),
         transparent: arguments.is_transparent().then_some(arguments.tproxy_mark),
         memory_limit: arguments.memory_limit.filter(|limit| *limit > 0),
-        gateway: arguments.form == Form::Gateway,
+        gateway: (arguments.form == Form::Gateway).then(|| bind(arguments)),
         pod: Pod {
             name: arguments.pod_name.clone(),
             namespace: arguments.pod_namespace.clone(),

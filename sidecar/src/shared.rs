@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use weft_bundle::model::{Config, EndpointTable};
 
 use crate::cluster::Counters;
+use crate::gateway::Ports;
 use crate::io::{self, Dial, Source};
 use crate::locality::Here;
 use crate::overload::Overload;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub overload: Overload,
     /// Loopback port of the explicit HTTP proxy that the configuration asked for at the start (SM-052).
     pub http_proxy: std::sync::OnceLock<u16>,
+    /// Ports that a gateway has open; none in a sidecar.
+    pub ports: Ports,
     /// Told when a listener no longer accepts.
     pub lost: tokio::sync::Notify,
     /// What all workers together know of destinations, by name (DR-073). Looked up when a worker first uses a destination.
@@ -54,6 +57,7 @@ impl Shared {
         Self {
             overload: Overload::new(settings.memory_limit),
             http_proxy: std::sync::OnceLock::new(),
+            ports: Ports::new(settings.gateway, settings.workers),
             lost: tokio::sync::Notify::new(),
             settings,
             current: ArcSwapOption::empty(),
@@ -121,8 +125,8 @@ pub struct Settings {
     pub transparent: Option<u32>,
     /// Memory that the pod states as its limit, in bytes.
     pub memory_limit: Option<u64>,
-    /// The process is a gateway.
-    pub gateway: bool,
+    /// The process is a gateway, whose ports are on this address.
+    pub gateway: Option<IpAddr>,
     /// The pod, for metadata of peers (MET-039).
     pub pod: Pod,
     /// Where the pod runs, as far as its labels and environment tell; its node's locality is in the endpoint table.
@@ -156,7 +160,7 @@ impl Default for Settings {
             inbound_source: false,
             transparent: None,
             memory_limit: None,
-            gateway: false,
+            gateway: None,
             pod: Pod::default(),
             here: Here::default(),
         }

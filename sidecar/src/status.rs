@@ -313,8 +313,20 @@ impl Status {
             }
             _ => Vec::new(),
         };
+        // Of a gateway alone; ports by number, with the error that keeps one closed (LIFE-049).
+        let listeners: Vec<_> = self
+            .shared
+            .ports
+            .states()
+            .into_iter()
+            .map(|(port, errno)| {
+                let state = if errno.is_none() { "Programmed" } else { "NotProgrammed" };
+                json!({"port": port, "state": state, "errno": errno})
+            })
+            .collect();
         json!({
             "key": report.key,
+            "listeners": listeners,
             "restartRequired": outdated,
             "proxyVersion": env!("CARGO_PKG_VERSION"),
             "schema": [weft_bundle::wire::SCHEMA, weft_bundle::wire::SCHEMA],

@@ -138,7 +138,12 @@ pub async fn to_cluster(
         }
         _ => Key::NONE,
     };
-    let pinned = cluster.host.headless || is_passthrough(state);
+    // Whoever calls a gateway has dialled the gateway, and no endpoint.
+    let is_gateway = worker.shared.settings.gateway.is_some();
+    if is_gateway && is_passthrough(state) {
+        return Err(Refused::new(Flags::UH, "no_healthy_upstream"));
+    }
+    let pinned = !is_gateway && (cluster.host.headless || is_passthrough(state));
     let idle = Duration::from_millis(lead.tcp_idle_timeout_ms);
     let mut permit = Some(permit);
     let mut failed: Vec<SocketAddr> = Vec::new();

@@ -1,24 +1,26 @@
 //! Workers: each is a thread with a runtime of its own, its own listeners, connections and load-balancer state.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use weft_bundle::model::{Cluster, Config};
 
 use crate::cluster::{ClusterState, Clusters, Counters, Peer};
+use crate::gateway::OpenPort;
 use crate::http::metadata::Peers;
 use crate::io::{CLIENT_PORTS, Dial, Source, is_shortage, listen};
 use crate::listen;
@@ -237,6 +239,24 @@ impl Worker {
             let _open = open;
             future.await;
         });
+    }
+
+    /// Takes its sockets of the ports that are open now.
+    fn open_ports(self: &Rc<Self>, ports: &BTreeMap<u16, Arc<OpenPort>>) {
+        for port in ports.values() {
+            let Some(socket) = port.take(self.index) else { continue };
+            match TcpListener::from_std(socket) {
+                Ok(listener) => drop(tokio::task::spawn_local(accept_at(
+                    self.clone(),
+                    listener,
+                    port.clone(),
+                ))),
+                Err(error) => {
+                    tracing::error!(port = port.number, %error, "listener lost");
+                    self.shared.lost.notify_one();
+                }
+            }
+        }
     }
 
     fn endpoint_states(&self) -> EndpointStates {
@@ -495,9 +515,13 @@ fn run(
             tokio::task::spawn_local(accept(worker.clone(), listening, listener));
         }
         let mut drain = worker.shared.drain.subscribe();
+        let mut ports = worker.shared.ports.subscribe();
+        ports.mark_changed();
         let mut ticks = interval(SWEEP);
         loop {
             tokio::select! {
+                // The sender is a part of what the worker holds.
+                Ok(()) = ports.changed() => worker.open_ports(&ports.borrow_and_update()),
                 _ = ticks.tick() => {
                     let now = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
                     if let Some(beat) = heartbeats.get(index) {
@@ -527,6 +551,46 @@ fn run(
 }
 
 async fn accept(worker: Rc<Worker>, listener: TcpListener, settings: Listener) {
+    accept_each(&worker, &listener, settings.address, |stream, remote| {
+        listen::accepted(&worker, stream, remote, settings);
+    })
+    .await;
+}
+
+/// Accepts on a port of a gateway until it is closed; who has come by then is served.
+async fn accept_at(worker: Rc<Worker>, listener: TcpListener, port: Arc<OpenPort>) {
+    let address = worker
+        .shared
+        .ports
+        .address(port.number)
+        .unwrap_or_else(|| SocketAddr::from(([0; 4], port.number)));
+    let take = |stream, remote| listen::at_gateway(&worker, stream, remote, &port);
+    tokio::select! {
+        () = accept_each(&worker, &listener, address, take) => return,
+        () = port.closed() => {}
+    }
+    while let Some(Ok((stream, remote))) = waiting(&listener) {
+        listen::at_gateway(&worker, stream, remote, &port);
+    }
+    drop(listener);
+    port.drain().await;
+}
+
+/// A connection that waits to be accepted.
+fn waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    match listener.poll_accept(&mut cx) {
+        Poll::Ready(accepted) => Some(accepted),
+        Poll::Pending => None,
+    }
+}
+
+async fn accept_each(
+    worker: &Worker,
+    listener: &TcpListener,
+    address: SocketAddr,
+    take: impl Fn(TcpStream, SocketAddr),
+) {
     let overload = &worker.shared.overload;
     let mut failures = 0;
     let mut drain = worker.shared.drain.subscribe();
@@ -539,14 +603,14 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, settings: Listener) {
         match accepted {
             Ok((stream, _)) if !overload.admits(stream.as_raw_fd()) => {
                 worker.shared.telemetry.count(Counter::DescriptorsUsed);
-                tracing::warn!(address = %settings.address, "connection refused: 95 % of all descriptors are in use");
+                tracing::warn!(%address, "connection refused: 95 % of all descriptors are in use");
             }
-            Ok(_) if worker.shared.settings.gateway && overload.pressure() >= Pressure::High => {
+            Ok(_) if worker.shared.settings.gateway.is_some() && overload.pressure() >= Pressure::High => {
                 worker.shared.telemetry.count(Counter::AcceptFailed);
             }
             Ok((stream, remote)) => {
                 failures = 0;
-                listen::accepted(&worker, stream, remote, settings);
+                take(stream, remote);
             }
             Err(e) if is_shortage(&e) => {
                 worker.shared.telemetry.count(Counter::AcceptFailed);
@@ -556,11 +620,11 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, settings: Listener) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(e) if failures < ACCEPT_FAILURES => {
                 failures += 1;
-                tracing::warn!(address = %settings.address, error = %e, "accept");
+                tracing::warn!(%address, error = %e, "accept");
                 sleep(ACCEPT_PAUSE).await;
             }
             Err(e) => {
-                tracing::error!(address = %settings.address, error = %e, "listener lost");
+                tracing::error!(%address, error = %e, "listener lost");
                 worker.shared.lost.notify_one();
                 return;
             }

@@ -54,6 +54,7 @@ fn bundle(hosts: usize) -> Bundle {
             allow_origins: vec![StringMatch::Regex(".*".into())],
             ..Cors::default()
         }),
+        origin: None,
     };
     let header = HeaderMatch {
         name: "end-user".into(),
@@ -210,6 +211,7 @@ fn bundle(hosts: usize) -> Bundle {
             },
             rules,
         }],
+        listeners: Vec::new(),
     }
 }
 
@@ -459,4 +461,25 @@ proptest::proptest! {
         let _ = config(&files);
         let _ = endpoints(&files, 0);
     }
+}
+
+// spec: DLV-020, DLV-024
+#[test]
+fn what_opens_ports_is_for_proxies_that_know_how() {
+    let with = |listeners| {
+        let bundle = Bundle { listeners, ..bundle(1) };
+        let packed = pack::config(&bundle, &inputs(), &Limits::default()).expect("pack");
+        let files = merged(&packed.shards);
+        let loaded = config(&files).expect("valid").expect("there");
+        assert_eq!(loaded.bundle, bundle);
+        loaded.manifest.requires
+    };
+    assert_eq!(with(Vec::new()), [""; 0]);
+    let listener = crate::wire::Listener {
+        port: 8080,
+        service_port: Some(80),
+        serves: crate::wire::Serves::Tcp(Vec::new()),
+    };
+    // One that does not know the feature refuses the whole: it would serve the mesh and open nothing.
+    assert_eq!(with(vec![listener]), ["gateway"]);
 }

@@ -1,6 +1,6 @@
 //! From [`crate::wire`] to [`super`]: every problem is reported, with its path.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use regex::bytes::{Regex, RegexBuilder};
 use super::matching::AuthorityTest;
 use super::{
     Action, Cluster, Config, Cors, Destination, Destinations, Domain, Domains, Fault, HeaderName, HeaderOps,
-    HeaderTest, Host, Inbound, InboundPort, Invalid, Match, Mirror, PathRewrite, PathTest, Piece, Port, QueryTest,
-    Retry, RetryOn, Rewrite, RouteTable, Rule, Share, TcpRule, Template, Text, TlsRule,
+    HeaderTest, Host, Inbound, InboundPort, Invalid, Listener, Match, Mirror, PathRewrite, PathTest, Piece, Port,
+    QueryTest, Retry, RetryOn, Rewrite, RouteTable, Rule, Serves, Share, TcpRule, Template, Text, TlsRule,
 };
 use crate::wire;
 
@@ -116,6 +116,7 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
     }
     domains.values_mut().for_each(Domains::sort);
 
+    let listeners = parser.listeners(&bundle.listeners, &routes);
     let inbound = parser.inbound(&bundle.inbound);
     let owner = bundle.workload;
     let workload = Arc::new(wire::PeerWorkload {
@@ -141,6 +142,7 @@ pub(super) fn config(bundle: wire::Bundle) -> Result<Config, Vec<Invalid>> {
             headless,
             server_names,
             subnets,
+            listeners,
         })
     } else {
         Err(parser.problems)
@@ -275,16 +277,7 @@ impl Parser {
                 }
             },
         };
-        let tls = wire
-            .tls
-            .iter()
-            .enumerate()
-            .map(|(i, rule)| TlsRule {
-                sni: rule.sni.iter().map(|sni| sni.to_ascii_lowercase().into()).collect(),
-                subnets: self.subnets(&format!("{path}.tls[{i}]"), &rule.subnets),
-                destinations: self.destinations(&format!("{path}.tls[{i}]"), &rule.destinations),
-            })
-            .collect();
+        let tls = self.tls_rules(&format!("{path}.tls"), &wire.tls);
         let tcp = wire
             .tcp
             .iter()
@@ -303,6 +296,74 @@ impl Parser {
             tcp,
             cluster,
         })
+    }
+
+    fn tls_rules(&mut self, path: &str, wire: &[wire::TlsRule]) -> Vec<TlsRule> {
+        let rule = |(i, rule): (usize, &wire::TlsRule)| TlsRule {
+            sni: rule.sni.iter().map(|sni| sni.to_ascii_lowercase().into()).collect(),
+            subnets: self.subnets(&format!("{path}[{i}]"), &rule.subnets),
+            destinations: self.destinations(&format!("{path}[{i}]"), &rule.destinations),
+        };
+        wire.iter().enumerate().map(rule).collect()
+    }
+
+    fn listeners(
+        &mut self,
+        wire: &[wire::Listener],
+        routes: &HashMap<String, Arc<RouteTable>>,
+    ) -> BTreeMap<u16, Arc<Listener>> {
+        let mut out = BTreeMap::new();
+        for listener in wire {
+            let path = format!("listeners[{}]", listener.port);
+            if listener.port == 0 || listener.service_port == Some(0) {
+                self.problem(path.as_str(), "0", "a port is a number from 1 to 65535");
+            }
+            let serves = match &listener.serves {
+                wire::Serves::Http(hosts) => Serves::Http(self.virtual_hosts(&path, hosts, routes)),
+                wire::Serves::Tls(tls) => {
+                    Serves::Tls(self.tls_rules(&format!("{path}.tls.passthrough"), &tls.passthrough))
+                }
+                wire::Serves::Tcp(destinations) => Serves::Tcp(self.destinations(&path, destinations)),
+            };
+            let parsed = Listener {
+                port: listener.port,
+                service_port: listener.service_port.unwrap_or(listener.port),
+                serves,
+            };
+            if out.insert(listener.port, Arc::new(parsed)).is_some() {
+                self.problem(path, listener.port.to_string(), "a port is listed twice");
+            }
+        }
+        out
+    }
+
+    fn virtual_hosts(
+        &mut self,
+        path: &str,
+        wire: &[wire::VirtualHost],
+        routes: &HashMap<String, Arc<RouteTable>>,
+    ) -> Domains {
+        let mut domains = Domains::default();
+        let mut names = BTreeSet::new();
+        for (i, host) in wire.iter().enumerate() {
+            let Some(table) = routes.get(&host.http) else {
+                self.problem(format!("{path}.http[{i}].http"), &host.http, "names no route table");
+                continue;
+            };
+            for name in &host.domains {
+                if !names.insert(name) {
+                    self.problem(format!("{path}.http[{i}].domains"), name, "a name is listed twice");
+                }
+                let domain = Domain {
+                    http: table.clone(),
+                    port: None,
+                    shared: true,
+                };
+                domains.insert(name, domain);
+            }
+        }
+        domains.sort();
+        domains
     }
 
     fn inbound(&mut self, wire: &wire::Inbound) -> Inbound {
@@ -417,7 +478,7 @@ impl Parser {
                 })
                 .collect(),
             cors: wire.cors.as_ref().map(|cors| self.cors(path, cors)),
-            origin: Some(origin.clone()),
+            origin: Some(wire.origin.clone().map_or_else(|| origin.clone(), Arc::new)),
         }
     }
 

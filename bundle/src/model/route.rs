@@ -265,7 +265,7 @@ pub struct Cors {
 /// A rule for TLS that passes through.
 #[derive(Debug)]
 pub struct TlsRule {
-    /// SNI values, lower case; `*.x` stands for any name that ends in `.x`.
+    /// SNI values, lower case; `*.x` stands for any name that ends in `.x`, `*` for any and none.
     pub sni: Vec<Box<str>>,
     /// Dialled addresses; empty: any.
     pub subnets: Vec<wire::Subnet>,
@@ -278,6 +278,7 @@ impl TlsRule {
     #[must_use]
     pub fn fits(&self, sni: &str, dialled: IpAddr) -> bool {
         let named = self.sni.iter().any(|pattern| match pattern.strip_prefix('*') {
+            Some("") => true,
             Some(suffix) => sni.len() > suffix.len() && sni.ends_with(suffix),
             None => &**pattern == sni,
         });

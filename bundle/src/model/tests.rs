@@ -211,3 +211,62 @@ fn an_address_is_found_by_the_subnets_of_rules() {
     assert_eq!(found("10.9.1.1", 80), None);
     assert_eq!(found("10.10.1.1", 9000), None);
 }
+
+const LISTENERS: &str = r"
+listeners:
+- port: 8080
+  servicePort: 80
+  http:
+  - {domains: [a.com, '*.b.com'], http: echo}
+  - {domains: ['*'], http: echo}
+- port: 8443
+  tls:
+    passthrough:
+    - {sni: ['A.com'], destinations: [{host: echo.app.svc.cluster.local, port: 80}]}
+- {port: 31400, tcp: [{host: echo.app.svc.cluster.local, port: 9000}]}
+";
+
+// spec: GW-013, GW-027, GW-056
+#[test]
+fn ports_of_a_gateway_are_found_by_number_and_names_by_how_specific_they_are() {
+    let config = Config::parse(bundle(&format!("{BASE}{LISTENERS}"))).expect("valid");
+    let by_number: Vec<_> = config.listeners.values().map(|l| (l.port, l.service_port)).collect();
+    assert_eq!(by_number, [(8080, 80), (8443, 8443), (31400, 31400)]);
+    let Serves::Http(domains) = &config.listeners[&8080].serves else {
+        panic!("HTTP");
+    };
+    for name in ["a.com", "x.b.com", "b.com", "anything", ""] {
+        assert!(domains.find(name).is_some(), "{name}");
+    }
+    let Serves::Tls(rules) = &config.listeners[&8443].serves else {
+        panic!("TLS");
+    };
+    let anywhere = "10.0.0.1".parse().expect("address");
+    assert!(rules[0].fits("a.com", anywhere) && !rules[0].fits("", anywhere));
+    let Serves::Tcp(destinations) = &config.listeners[&31400].serves else {
+        panic!("TCP");
+    };
+    assert!(destinations.list[0].cluster.is_some());
+}
+
+// spec: DLV-023
+#[test]
+fn ports_of_a_gateway_that_cannot_be_are_told_with_their_place() {
+    let problems = |from: &str, to: &str| -> Vec<String> {
+        let text = format!("{BASE}{LISTENERS}").replacen(from, to, 1);
+        let problems = Config::parse(bundle(&text)).err().unwrap_or_default();
+        problems.iter().map(|problem| problem.path.clone()).collect()
+    };
+    assert_eq!(problems("x", "x"), [""; 0]);
+    assert_eq!(problems("port: 31400", "port: 8080"), ["listeners[8080]"]);
+    assert_eq!(problems("port: 8080", "port: 0"), ["listeners[0]"]);
+    assert_eq!(problems("servicePort: 80", "servicePort: 0"), ["listeners[8080]"]);
+    assert_eq!(
+        problems("['*'], http: echo", "['*'], http: other"),
+        ["listeners[8080].http[1].http"]
+    );
+    assert_eq!(
+        problems("['*'], http: echo", "[a.com], http: echo"),
+        ["listeners[8080].http[1].domains"]
+    );
+}

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Inputs;
 
+/// Feature of [`Manifest::requires`]: ports that the proxy opens by itself ([`super::Bundle::listeners`]).
+pub const GATEWAY: &str = "gateway";
+
 /// `manifest.json` of a key's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -67,6 +67,9 @@ pub struct Rule {
     /// CORS (VS-143 ff.).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
+    /// The object that it comes from, where that is not the table's: gateways merge the rules of several (VS-017).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// What is done with a request.
@@ -255,6 +258,8 @@ pub enum RedirectPort {
     FromRequest,
     /// The default one of the scheme.
     FromProtocol,
+    /// The one that the request's Host names, even where it is a default one (GW-029).
+    Received,
 }
 
 /// An answer that the proxy gives by itself (VS-087).
@@ -395,7 +400,7 @@ pub struct Cors {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsRule {
-    /// SNI values; `*.x` stands for any name that ends in `.x`.
+    /// SNI values; `*.x` stands for any name that ends in `.x`, `*` for any and none.
     pub sni: Vec<String>,
     /// Dialled addresses; empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -173,6 +173,15 @@ pub(super) fn sidecar_arguments(address: Ipv4Addr, ports: &[Port]) -> Vec<String
     out
 }
 
+/// Flags of a gateway: its ports are on the pod's address, as its Gateways say.
+pub(super) fn gateway_arguments(address: Ipv4Addr) -> Vec<String> {
+    let flags = [("--bind", address), ("--admin-bind", address)];
+    flags
+        .iter()
+        .flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()])
+        .collect()
+}
+
 /// The port that a probe of the application means on 127.0.0.1.
 pub(super) fn local_port(ports: &[Port], declared: u16) -> u16 {
     let found = ports.iter().find(|port| port.declared == declared);

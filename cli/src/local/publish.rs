@@ -19,6 +19,42 @@ pub(super) async fn listen(publish: Publish, resolver: Resolver, reach: Reach, o
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, publish.local));
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| format!("publish {publish}: listen on {address}"))?;
+    serve(listener, publish, resolver, reach, output)
+}
+
+/// As [`listen`], at a free port where the one that is asked for cannot be had or is a privileged one.
+///
+/// # Errors
+/// That there is none.
+pub(super) async fn listen_somewhere(
+    publish: Publish,
+    resolver: Resolver,
+    reach: Reach,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let at = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let wanted = if publish.local < FIRST_UNPRIVILEGED {
+        0
+    } else {
+        publish.local
+    };
+    let listener = match at(wanted).await {
+        Ok(listener) => listener,
+        Err(_) => at(0)
+            .await
+            .with_context(|| format!("publish {publish}: listen on 127.0.0.1"))?,
+    };
+    serve(listener, publish, resolver, reach, output)
+}
+
+fn serve(
+    listener: TcpListener,
+    publish: Publish,
+    resolver: Resolver,
+    reach: Reach,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
     output.note(&format!(
         "{}/{}:{} is at http://{address}",
         publish.namespace, publish.service, publish.port
@@ -41,3 +77,6 @@ pub(super) async fn listen(publish: Publish, resolver: Resolver, reach: Reach, o
     });
     Ok(())
 }
+
+/// Ports below are for whoever may bind them; nobody is asked to be root for a gateway.
+const FIRST_UNPRIVILEGED: u16 = 1024;

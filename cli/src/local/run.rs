@@ -111,6 +111,8 @@ pub(super) struct Run {
     told: BTreeMap<ObjectRef, String>,
     /// What is told once in a run.
     told_once: BTreeSet<String>,
+    /// Ports of gateways that listen on this machine.
+    published: BTreeSet<(String, String, u16)>,
     watch: Watch,
     begun: Instant,
     is_up: bool,
@@ -174,6 +176,7 @@ impl Run {
             sequence: 0,
             told: BTreeMap::new(),
             told_once: BTreeSet::new(),
+            published: BTreeSet::new(),
             watch: Watch::new(tell.clone())?,
             begun: Instant::now(),
             is_up: false,
@@ -239,6 +242,7 @@ impl Run {
                 }
             }
             self.announce();
+            self.publish_gateways().await;
         }
         self.end(terminate, interrupt, told).await;
         Ok(ExitCode::SUCCESS)
@@ -311,6 +315,45 @@ impl Run {
             .note(&format!("{} pods ready after {seconds:.1} s", self.pods.len()));
         for line in control::table(&self.rows(), false).lines() {
             self.output.note(line);
+        }
+    }
+
+    /// Publishes the Services of type LoadBalancer in front of gateways (LOC-024).
+    async fn publish_gateways(&mut self) {
+        let world = self.store.world();
+        for ((namespace, service), object) in &world.services {
+            let Some(spec) = object
+                .spec
+                .as_ref()
+                .filter(|s| s.type_.as_deref() == Some("LoadBalancer"))
+            else {
+                continue;
+            };
+            let selector = spec.selector.as_ref().filter(|s| !s.is_empty());
+            if !self
+                .pods
+                .values()
+                .any(|running| running.is_gateway_of(namespace, selector))
+            {
+                continue;
+            }
+            let tcp = |protocol: Option<&str>| protocol.is_none_or(|p| p == "TCP");
+            let ports = spec.ports.iter().flatten().filter(|p| tcp(p.protocol.as_deref()));
+            for port in ports.filter_map(|p| u16::try_from(p.port).ok()) {
+                if !self.published.insert((namespace.clone(), service.clone(), port)) {
+                    continue;
+                }
+                let publish = up::Publish {
+                    namespace: namespace.clone(),
+                    service: service.clone(),
+                    port,
+                    local: port,
+                };
+                let (resolver, reach) = (self.resolver.clone(), self.reach.clone());
+                if let Err(problem) = publish::listen_somewhere(publish, resolver, reach, &self.output).await {
+                    self.output.note(&format!("{problem:#}"));
+                }
+            }
         }
     }
 

@@ -87,6 +87,17 @@ const SERVICES: &[(&str, &str)] = &[
     ("second", "other"),
     ("plain", "legacy"),
 ];
+/// Namespace of the gateway.
+const INGRESS: &str = "istio-ingress";
+/// Name of the gateway: of its Deployment, service account and Service.
+const GATEWAY: &str = "ingress";
+/// Service port and target port of the gateway.
+const GATEWAY_PORTS: &[(&str, u16, u16)] = &[
+    ("http", 80, 8080),
+    ("https", 443, 8443),
+    ("tcp", 31400, 31400),
+    ("tls", 15443, 15443),
+];
 /// Service of the agent that hands on to the others.
 pub(crate) const GATE: &str = "gate";
 /// Address of the server outside.
@@ -101,7 +112,14 @@ const CERTIFICATE_NAMES: &str = "ext.example.com,tls.example.com,*.wild.example.
 /// All objects.
 pub(crate) fn objects() -> Vec<Value> {
     let mut out = Vec::new();
-    for (name, injected) in [("app", true), ("second", true), ("plain", false), ("outside", false)] {
+    let namespaces = [
+        ("app", true),
+        ("second", true),
+        ("plain", false),
+        ("outside", false),
+        (INGRESS, false),
+    ];
+    for (name, injected) in namespaces {
         let labels = if injected {
             json!({"istio-injection": "enabled"})
         } else {
@@ -110,6 +128,7 @@ pub(crate) fn objects() -> Vec<Value> {
         out.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
     }
     let mut accounts: Vec<_> = WORKLOADS.iter().map(|w| (w.namespace, w.account)).collect();
+    accounts.push((INGRESS, GATEWAY));
     accounts.sort_unstable();
     accounts.dedup();
     for (namespace, name) in accounts {
@@ -140,12 +159,16 @@ pub(crate) fn objects() -> Vec<Value> {
     let gate = json!({"selector": {"app": "client-plain"}, "ports": [{"name": "tcp-agent", "port": PORT}]});
     out.push(service("plain", GATE, &gate));
     out.push(external());
+    out.push(gateway());
+    let ports: Vec<Value> = GATEWAY_PORTS.iter().map(|port| service_port(*port)).collect();
+    let front = json!({"selector": {"istio": "ingressgateway"}, "ports": ports});
+    out.push(service(INGRESS, GATEWAY, &front));
     out
 }
 
 /// Services with an address of their own.
 pub(crate) fn addressed() -> impl Iterator<Item = (&'static str, &'static str)> {
-    SERVICES.iter().copied().chain([("app", "empty")])
+    SERVICES.iter().copied().chain([("app", "empty"), (INGRESS, GATEWAY)])
 }
 
 fn deployment(workload: &Workload) -> Value {
@@ -207,6 +230,25 @@ fn external() -> Value {
             ],
             "readinessProbe": {"httpGet": {"path": "/healthz", "port": 18080}, "periodSeconds": 2},
         }]},
+    })
+}
+
+/// A pod that is a proxy and nothing else.
+fn gateway() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"namespace": INGRESS, "name": GATEWAY},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"istio": "ingressgateway"}},
+            "template": {
+                "metadata": {
+                    "labels": {"istio": "ingressgateway", "sidecar.istio.io/inject": "true"},
+                    "annotations": {"inject.istio.io/templates": "gateway"},
+                },
+                "spec": {"serviceAccountName": GATEWAY, "containers": [{"name": "istio-proxy", "image": "auto"}]},
+            },
+        },
     })
 }
 
@@ -280,7 +322,8 @@ impl Places {
 
     /// Addresses of all echo servers.
     pub(crate) fn servers(&self) -> Vec<String> {
-        let own = self.pods.iter().map(|pod| pod.address.clone());
+        let own = self.pods.iter().filter(|pod| pod.namespace != INGRESS);
+        let own = own.map(|pod| pod.address.clone());
         own.chain([EXTERNAL.to_owned()]).collect()
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use weft_bundle::key::{KeyInputs, canonical_name, canonical_revision};
+use weft_bundle::key::{KeyInputs, Template, canonical_name, canonical_revision};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::wire::{self, Bundle, Inbound, Mesh, Workload};
 use weft_crds::{MeshConfig, PeerAuthentication};
@@ -50,6 +50,7 @@ impl Own {
             hosts: view.hosts.clone(),
             domains: view.domains.clone(),
             routes: view.routes.clone(),
+            listeners: view.listeners.clone(),
         }
     }
 }
@@ -80,7 +81,11 @@ impl Configs {
                 None => Own {
                     workload: workload(&inputs),
                     mesh: mesh.clone(),
-                    inbound: inbound::inbound(shared, &inputs),
+                    // What a gateway's ports speak is said by its Gateways.
+                    inbound: match inputs.template {
+                        Template::Sidecar => inbound::inbound(shared, &inputs),
+                        Template::Gateway => Inbound::default(),
+                    },
                 },
             };
             let is_same = |seen: &Seen| {
@@ -200,6 +205,10 @@ fn mesh(world: &World) -> Mesh {
         }),
         retry: route::default_retry(config),
         vip_fallback: true,
+        drain_ms: {
+            let drain = config.default_config.as_ref().and_then(|c| c.drain_duration.as_ref());
+            drain.and_then(|d| d.millis()).unwrap_or(45_000)
+        },
         http_proxy_port: port.or(world.settings.http_proxy_port),
         endpoint_lookup: config.weft.socket_load_balancing,
         process: process(config),

@@ -100,7 +100,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs) -> Inbound {
 }
 
 /// The port of the workload that a service port leads to.
-fn target_port(target: Option<&IntOrString>, port: i32, inputs: &KeyInputs) -> Option<u16> {
+pub(super) fn target_port(target: Option<&IntOrString>, port: i32, inputs: &KeyInputs) -> Option<u16> {
     match target {
         None | Some(IntOrString::Int(0)) => u16::try_from(port).ok(),
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use weft_bundle::key::{KeyInputs, Template};
 use weft_bundle::wire::{
-    ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
-    RetryBudget, Subset, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
+    ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, Protocol,
+    ProxyProtocol, RetryBudget, Subset, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
 };
 use weft_crds::DestinationRule;
 use weft_crds::destination_rule::{
@@ -354,13 +354,17 @@ impl Chosen<'_> {
         );
         // Sidecars keep the client's version where none is declared (DR-085).
         let is_upgraded = port.protocol.is_http() || self.client.is_gateway;
+        // Gateways have another client's (GW-078).
+        let undeclared = (self.client.is_gateway && port.protocol == Protocol::Auto).then_some(HttpVersion::Http1);
         Policy {
             rule: self.name(),
             load_balancer: settings.map(load_balancer).unwrap_or_default(),
             locality: locality::locality(shared, service, self.client, settings, outlier.is_some()),
             warmup: settings.and_then(warmup),
             retry_budget: blocks.retry_budget.map(retry_budget),
-            http_version: version.filter(|v| is_upgraded || *v == HttpVersion::Client),
+            http_version: version
+                .filter(|v| is_upgraded || *v == HttpVersion::Client)
+                .or(undeclared),
             outlier: outlier.map(outlier_detection),
             tls: blocks.tls.map(|settings| tls(shared, settings)).unwrap_or_else(|| {
                 if mesh.enable_auto_mtls == Some(false) {

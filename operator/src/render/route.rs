@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_bundle::key::KeyInputs;
-use weft_bundle::wire::{ExtraDomain, Fault, Host, HostPort, LoadBalancer, Origin, Policy, Protocol, RouteTable, Rule};
+use weft_bundle::wire::{
+    ExtraDomain, Fault, Host, HostPort, Listener, LoadBalancer, Origin, Policy, Protocol, RouteTable, Rule,
+};
 use weft_crds::VirtualService;
 use weft_crds::validate::host;
 use weft_crds::virtual_service as api;
@@ -19,6 +21,7 @@ mod change;
 mod condition;
 mod connection;
 mod delegate;
+mod listener;
 mod precedence;
 mod report;
 mod resilience;
@@ -31,8 +34,11 @@ pub(super) use precedence::export_to;
 pub(super) use report::resolve;
 pub(super) use resilience::default_retry;
 
-/// Hosts, route tables and extra domains of one client.
-pub(super) fn hosts(shared: &Shared<'_>, inputs: &KeyInputs) -> (Vec<Host>, Vec<RouteTable>, Vec<ExtraDomain>) {
+/// Hosts, route tables and extra domains of one client, and the ports of a gateway.
+pub(super) fn hosts(
+    shared: &Shared<'_>,
+    inputs: &KeyInputs,
+) -> (Vec<Host>, Vec<RouteTable>, Vec<ExtraDomain>, Vec<Listener>) {
     let services = shared.services.visible(&inputs.namespace);
     let mut hosts: Vec<Host> = services.map(|service| bare(shared, inputs, service)).collect();
     let client = Client {
@@ -40,6 +46,7 @@ pub(super) fn hosts(shared: &Shared<'_>, inputs: &KeyInputs) -> (Vec<Host>, Vec<
         inputs,
         visible: Visible::new(shared, inputs),
         hashed: hashed(&hosts),
+        gateway: None,
     };
     let mut tables = Tables::default();
     for host in &mut hosts {
@@ -50,7 +57,8 @@ pub(super) fn hosts(shared: &Shared<'_>, inputs: &KeyInputs) -> (Vec<Host>, Vec<
         }
     }
     let domains = client.extra_domains(&hosts, &mut tables);
-    (hosts, tables.0.into_values().collect(), domains)
+    let listeners = listener::listeners(client, &mut tables);
+    (hosts, tables.0.into_values().collect(), domains, listeners)
 }
 
 /// A host without rules.
@@ -106,6 +114,8 @@ struct Client<'a> {
     inputs: &'a KeyInputs,
     visible: Visible<'a>,
     hashed: BTreeSet<(String, u16, Option<String>)>,
+    /// `namespace/name` of the Gateway whose rules are asked for; `None`: those of the mesh.
+    gateway: Option<String>,
 }
 
 impl Client<'_> {
@@ -121,36 +131,46 @@ impl Client<'_> {
 
     /// Renders the rules that hold for this client on a port, and names the table; `None` when none holds.
     fn table(&self, service: &VirtualService, port: u16, tables: &mut Tables) -> Option<String> {
-        let gateways = &service.spec.gateways;
+        let rules = self.rules(service, port)?;
+        let origin = origin(service);
+        let base = format!("{}/{}", origin.namespace, origin.name);
+        let by_port = format!("{base}:{port}");
+        tables.add(origin, &[base, by_port], rules)
+    }
+
+    /// The rules that hold for this client on a port; `None` when none holds.
+    fn rules(&self, service: &VirtualService, port: u16) -> Option<Vec<Rule>> {
+        let own = namespace_of(service);
         let mut rules = Vec::new();
         let mut lacks_delegate = false;
         for entry in delegate::entries(self.shared, service) {
             // Requests that only such an entry would have matched find no rule (VS-155).
-            lacks_delegate |= entry.routes.is_empty() && self.alternatives(entry.root, gateways, port).is_some();
-            let of = |routed: &Routed<'_>| self.rule(gateways, routed, port);
+            lacks_delegate |= entry.routes.is_empty() && self.alternatives(entry.root, own, port).is_some();
+            let of = |routed: &Routed<'_>| self.rule(routed, port);
             rules.extend(entry.routes.iter().filter_map(of));
         }
-        if rules.is_empty() && !lacks_delegate {
-            return None;
-        }
-        tables.add(service, port, rules)
+        (!rules.is_empty() || lacks_delegate).then_some(rules)
     }
 
     /// Alternatives of an entry whose static conditions hold; `None` when it has some and none holds.
     fn alternatives<'r>(
         &self,
         route: &'r api::HTTPRoute,
-        gateways: &[String],
+        namespace: &str,
         port: u16,
     ) -> Option<Vec<&'r api::HTTPMatchRequest>> {
-        let holds: Vec<_> = route.matches.iter().filter(|m| self.holds(m, gateways, port)).collect();
+        let holds: Vec<_> = route
+            .matches
+            .iter()
+            .filter(|m| self.holds(m, namespace, port))
+            .collect();
         (route.matches.is_empty() || !holds.is_empty()).then_some(holds)
     }
 
     /// One rule; `None` when its static conditions exclude this client and port (VS-024, VS-040..VS-043).
-    fn rule(&self, gateways: &[String], routed: &Routed<'_>, port: u16) -> Option<Rule> {
+    fn rule(&self, routed: &Routed<'_>, port: u16) -> Option<Rule> {
         let Routed { namespace, route } = routed;
-        let alternatives = self.alternatives(route, gateways, port)?;
+        let alternatives = self.alternatives(route, namespace, port)?;
         let action = self.action(namespace, route, port);
         let (request_headers, response_headers) = change::headers(route.headers.as_ref());
         let fault = route.fault.as_ref().map(resilience::fault);
@@ -166,6 +186,7 @@ impl Client<'_> {
             fault: fault.filter(|f| *f != Fault::default()),
             mirrors: self.mirrors(namespace, route, port),
             cors: route.cors_policy.as_ref().map(answer::cors),
+            origin: None,
         })
     }
 
@@ -213,24 +234,24 @@ impl Client<'_> {
 struct Tables(BTreeMap<String, RouteTable>);
 
 impl Tables {
-    /// Adds the rules of a VirtualService for a port, and names the table. Ports with equal rules share one.
-    fn add(&mut self, service: &VirtualService, port: u16, rules: Vec<Rule>) -> Option<String> {
-        let namespace = namespace_of(service);
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        let base = format!("{namespace}/{name}");
-        let by_port = format!("{base}:{port}");
+    /// Adds rules under the first name that is free or means the same already, and tells it. Equal rules share one table.
+    fn add(&mut self, origin: Origin, names: &[String], rules: Vec<Rule>) -> Option<String> {
         let is_free = |name: &&String| self.0.get(*name).is_none_or(|table| table.rules == rules);
-        let chosen = [base, by_port].iter().find(is_free)?.clone();
+        let chosen = names.iter().find(is_free)?.clone();
         self.0.entry(chosen.clone()).or_insert_with(|| RouteTable {
             name: chosen.clone(),
-            origin: Origin {
-                kind: "VirtualService".into(),
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            },
+            origin,
             rules,
         });
         Some(chosen)
+    }
+}
+
+fn origin(service: &VirtualService) -> Origin {
+    Origin {
+        kind: "VirtualService".into(),
+        namespace: namespace_of(service).to_owned(),
+        name: service.metadata.name.clone().unwrap_or_default(),
     }
 }
 

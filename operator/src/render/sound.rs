@@ -14,6 +14,7 @@ use crate::world::{Kind, ObjectRef, World, age};
 pub(super) struct Sound<'a> {
     pub(super) virtual_services: Vec<&'a VirtualService>,
     pub(super) destination_rules: Vec<&'a DestinationRule>,
+    pub(super) gateways: Vec<&'a Gateway>,
     /// With whether it is valid: an invalid one counts as STRICT (AUTHN-007).
     pub(super) peer_authentications: Vec<(&'a PeerAuthentication, bool)>,
     pub(super) sources: Sources<'a>,
@@ -24,6 +25,7 @@ pub(super) struct Sound<'a> {
 pub(super) struct Sources<'a> {
     pub(super) virtual_services: &'a [Arc<VirtualService>],
     pub(super) destination_rules: &'a [Arc<DestinationRule>],
+    pub(super) gateways: &'a Arc<Vec<Arc<Gateway>>>,
     /// Replaced when one of the policies is another one.
     pub(super) peer_authentications: &'a Arc<Vec<Arc<PeerAuthentication>>>,
 }
@@ -42,6 +44,7 @@ pub(super) struct Verdicts {
 struct Lists {
     virtual_services: Vec<Arc<VirtualService>>,
     destination_rules: Vec<Arc<DestinationRule>>,
+    gateways: Arc<Vec<Arc<Gateway>>>,
     peer_authentications: Arc<Vec<Arc<PeerAuthentication>>>,
 }
 
@@ -54,6 +57,10 @@ impl Verdicts {
             + self.gateways.judge(&world.gateways);
         self.sources.virtual_services = self.virtual_services.by_age(true);
         self.sources.destination_rules = self.destination_rules.by_age(true);
+        let gateways = self.gateways.by_age(true);
+        if !super::same(&self.sources.gateways, &gateways) {
+            self.sources.gateways = Arc::new(gateways);
+        }
         let policies = self.peer_authentications.by_age(false);
         if !super::same(&self.sources.peer_authentications, &policies) {
             self.sources.peer_authentications = Arc::new(policies);
@@ -65,6 +72,7 @@ impl Verdicts {
         let Lists {
             virtual_services,
             destination_rules,
+            gateways,
             peer_authentications,
         } = &self.sources;
         let is_valid = |policy: &PeerAuthentication| {
@@ -75,10 +83,12 @@ impl Verdicts {
         Sound {
             virtual_services: virtual_services.iter().map(Arc::as_ref).collect(),
             destination_rules: destination_rules.iter().map(Arc::as_ref).collect(),
+            gateways: gateways.iter().map(Arc::as_ref).collect(),
             peer_authentications: policies.collect(),
             sources: Sources {
                 virtual_services,
                 destination_rules,
+                gateways,
                 peer_authentications,
             },
         }

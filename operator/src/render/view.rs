@@ -1,13 +1,13 @@
-//! What clients see of the mesh: hosts, routes and domains. Clients of one namespace see the same, but for labels that
-//! some object asks for.
+//! What clients see of the mesh: hosts, routes and domains; and what gateways open for those outside of it. Clients of one
+//! namespace see the same, but for labels that some object asks for; each gateway has a view of its own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Service};
-use weft_bundle::key::{InterceptionMode, KeyInputs, Template};
-use weft_bundle::wire::{ExtraDomain, Host, RouteTable};
-use weft_crds::{DestinationRule, MeshConfig, VirtualService};
+use weft_bundle::key::{ContainerPort, InterceptionMode, KeyInputs, Template};
+use weft_bundle::wire::{ExtraDomain, Host, Listener, RouteTable};
+use weft_crds::{DestinationRule, Gateway, MeshConfig, VirtualService};
 
 use super::service::visibility;
 use super::sound::Sound;
@@ -22,12 +22,19 @@ pub struct View {
     pub routes: Vec<RouteTable>,
     /// See [`weft_bundle::wire::Bundle::domains`].
     pub domains: Vec<ExtraDomain>,
+    /// See [`weft_bundle::wire::Bundle::listeners`].
+    pub listeners: Vec<Listener>,
 }
 
 impl View {
     fn new(shared: &Shared<'_>, inputs: &KeyInputs) -> Self {
-        let (hosts, routes, domains) = route::hosts(shared, inputs);
-        Self { hosts, routes, domains }
+        let (hosts, routes, domains, listeners) = route::hosts(shared, inputs);
+        Self {
+            hosts,
+            routes,
+            domains,
+            listeners,
+        }
     }
 }
 
@@ -58,11 +65,15 @@ struct Client {
     namespace: String,
     template: Template,
     labels: BTreeMap<String, String>,
+    /// Of gateways alone: Services may lead to them by name.
+    ports: Vec<ContainerPort>,
 }
 
 #[derive(Debug)]
 struct Seen {
     common: Arc<Common>,
+    /// None for sidecars, which do not depend on any.
+    gateways: Option<Arc<Vec<Arc<Gateway>>>>,
     virtual_services: Arc<Vec<Arc<VirtualService>>>,
     view: Arc<View>,
     /// When it was asked for last.
@@ -104,12 +115,19 @@ impl Views {
 
     /// The view of a workload.
     pub(super) fn of(&mut self, shared: &Shared<'_>, inputs: &KeyInputs) -> Arc<View> {
-        let asked = inputs.labels.iter().filter(|(name, _)| self.asked.contains(*name));
+        let is_gateway = inputs.template == Template::Gateway;
+        // Services and Gateways select a gateway by any of its labels.
+        let asked = inputs
+            .labels
+            .iter()
+            .filter(|(name, _)| is_gateway || self.asked.contains(*name));
         let client = Client {
             namespace: inputs.namespace.clone(),
             template: inputs.template,
             labels: asked.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            ports: if is_gateway { inputs.ports.clone() } else { Vec::new() },
         };
+        let gateways = is_gateway.then(|| shared.sound.sources.gateways.clone());
         let virtual_services = self
             .visible
             .entry(client.namespace.clone())
@@ -118,6 +136,7 @@ impl Views {
         let round = self.round;
         if let Some(seen) = self.seen.get_mut(&client)
             && Arc::ptr_eq(&seen.common, &self.common)
+            && seen.gateways.as_ref().map(Arc::as_ptr) == gateways.as_ref().map(Arc::as_ptr)
             && same(&seen.virtual_services, &virtual_services)
         {
             seen.round = round;
@@ -127,6 +146,7 @@ impl Views {
         let sound = Sound {
             virtual_services: virtual_services.iter().map(Arc::as_ref).collect(),
             destination_rules: shared.sound.destination_rules.clone(),
+            gateways: gateways.iter().flat_map(|list| list.iter().map(Arc::as_ref)).collect(),
             peer_authentications: Vec::new(),
             sources: shared.sound.sources,
         };
@@ -145,6 +165,7 @@ impl Views {
         let view = before.map_or_else(|| Arc::new(view), |seen| seen.view.clone());
         let seen = Seen {
             common: self.common.clone(),
+            gateways,
             virtual_services,
             view: view.clone(),
             round,
@@ -161,7 +182,7 @@ impl Client {
             interception: InterceptionMode::default(),
             labels: self.labels.clone(),
             namespace: self.namespace.clone(),
-            ports: Vec::new(),
+            ports: self.ports.clone(),
             revision: String::new(),
             service_account: String::new(),
             template: self.template,

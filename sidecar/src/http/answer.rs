@@ -42,8 +42,9 @@ pub(super) fn redirect(
         Some(RedirectPort::Number(number)) => Some(number),
         Some(RedirectPort::FromRequest) => Some(port),
         Some(RedirectPort::FromProtocol) | None => kept_port,
+        Some(RedirectPort::Received) => received_port,
     };
-    let wanted = wanted.filter(|port| *port != default(scheme));
+    let wanted = wanted.filter(|port| redirect.port == Some(RedirectPort::Received) || *port != default(scheme));
     let path = head.path_only();
     let query = head.query();
     let mut location = format!("{scheme}://{host}");

@@ -1,5 +1,6 @@
 //! The application's requests: route, policy, forward.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -81,25 +82,66 @@ async fn serve(
     head.headers.retain(|field| !is_removed(&field.name));
     prepare(&mut head, exchange);
 
-    let (name, named_port) = split_port(&head.authority);
     let port = if proxy {
-        named_port.unwrap_or(80)
+        split_port(&head.authority).1.unwrap_or(80)
     } else {
         dialled.port()
     };
-    let mut name = String::from_utf8_lossy(name);
+    let Some((table, pod)) = find(worker, config, dialled, proxy, port, &name_of(&head.authority)) else {
+        return unknown(worker, config, dialled, proxy, &head, body, meter, exchange).await;
+    };
+    let caller = Caller {
+        pod,
+        dialled: (!proxy).then_some(dialled),
+        port,
+        audience: Audience::Own,
+    };
+    follow(worker, snapshot, &table, caller, head, body, meter, exchange).await
+}
+
+/// The name of an authority as hosts are looked up by it: lower case, without port, final dot and brackets.
+pub(super) fn name_of(authority: &[u8]) -> Cow<'_, str> {
+    let (name, _) = split_port(authority);
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let bare = name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]"));
+    let mut name = String::from_utf8_lossy(bare.unwrap_or(name));
     if name.bytes().any(|b| b.is_ascii_uppercase()) {
         name.to_mut().make_ascii_lowercase();
     }
-    let name = name.strip_suffix('.').unwrap_or(&name);
-    let name = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'))
-        .unwrap_or(name);
-    let Some((table, pod)) = find(worker, config, dialled, proxy, port, name) else {
-        return unknown(worker, config, dialled, proxy, &head, body, meter, exchange).await;
-    };
+    name
+}
 
+/// Where a request comes from.
+pub(super) struct Caller {
+    /// The pod that was dialled.
+    pub(super) pod: Option<Pod>,
+    /// What was dialled, where that may be where it goes.
+    pub(super) dialled: Option<SocketAddr>,
+    /// The port that the client counts as having called.
+    pub(super) port: u16,
+    /// Who is answered.
+    pub(super) audience: Audience,
+}
+
+/// Does what the rules say of a request.
+#[expect(clippy::too_many_arguments, reason = "the facts of one request, each used")]
+pub(super) async fn follow(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    table: &RouteTable,
+    caller: Caller,
+    mut head: RequestHead,
+    body: Body,
+    meter: &Rc<Meter>,
+    exchange: &mut Exchange,
+) -> Result<Response, Failure> {
+    let config = &snapshot.config;
+    let Caller {
+        pod,
+        dialled,
+        port,
+        audience,
+    } = caller;
     let scheme = head.headers.get("x-forwarded-proto").cloned().unwrap_or_default();
     let scheme_seen: &[u8] = if scheme.is_empty() { b"http" } else { &scheme };
     let view = View {
@@ -107,7 +149,7 @@ async fn serve(
         scheme: scheme_seen,
         port: (!config.mesh.istio_compatibility).then_some(port),
     };
-    let found = route::find(&table, &view).ok_or_else(|| Failure {
+    let found = route::find(table, &view).ok_or_else(|| Failure {
         origin: table.origin.clone(),
         ..Failure::no_route()
     })?;
@@ -130,7 +172,7 @@ async fn serve(
                     snapshot,
                     &found,
                     pod,
-                    (!proxy).then_some(dialled),
+                    dialled,
                     &mut head,
                     port,
                     scheme_seen,
@@ -148,7 +190,7 @@ async fn serve(
         Ok(Answer::Upstream(response, destination, several)) => (response, Some(destination), several),
         Err(mut failure) => {
             failure.origin = rule.origin.clone();
-            (rescue(failure, exchange, Audience::Own), None, false)
+            (rescue(failure, exchange, audience), None, false)
         }
     };
     answer::cors(rule.cors.as_ref(), exchange, &head.headers, &mut response.head.headers);
@@ -168,7 +210,7 @@ async fn serve(
     Ok(response)
 }
 
-fn is_removed(name: &[u8]) -> bool {
+pub(super) fn is_removed(name: &[u8]) -> bool {
     name.first().is_some_and(|first| first | 0x20 == b'x')
         && REMOVED
             .iter()
@@ -201,7 +243,7 @@ pub(super) fn uuid() -> Bytes {
 }
 
 /// A pod of a headless service, dialled by its own address: the only endpoint of that service (SM-076, SM-077).
-struct Pod {
+pub(super) struct Pod {
     address: SocketAddr,
     service: Arc<Host>,
 }
@@ -498,7 +540,7 @@ async fn unknown(
 }
 
 /// Removes what only peers of the mesh may say (DLV-118).
-fn strip_outside(head: &mut ResponseHead) {
+pub(super) fn strip_outside(head: &mut ResponseHead) {
     head.headers.remove("x-weft-undelivered");
     head.headers.remove("x-weft-draining");
 }

@@ -17,9 +17,10 @@ use super::client::Response;
 use super::h1::{Close, Conn, Framing, HeadError, ReceivedRequest, Upgrade};
 use super::replay::{Messages, Meter};
 use super::rescue::{Audience, Failure, rescue};
-use super::{Body, RequestHead, ResponseHead, Version, inbound, outbound};
+use super::{Body, RequestHead, ResponseHead, Version, gateway, inbound, outbound};
 use crate::detect::{self, Among, Verdict};
 use crate::exchange::{Details, Downstream, Exchange, Flags};
+use crate::gateway::OpenPort;
 use crate::listen::Incoming;
 use crate::overload::Pressure;
 use crate::shared::DrainPhase;
@@ -46,7 +47,7 @@ const LINGER_BYTES: u64 = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// What handles the requests of a connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Handler {
     /// The application's requests.
     Outbound {
@@ -62,6 +63,8 @@ pub enum Handler {
         /// Where the application listens.
         target: SocketAddr,
     },
+    /// Requests of clients outside.
+    Gateway(Arc<OpenPort>),
 }
 
 impl Handler {
@@ -73,21 +76,46 @@ impl Handler {
         meter: &Rc<Meter>,
         exchange: &mut Exchange,
     ) -> Response {
-        match *self {
-            Self::Outbound { dialled, proxy } => {
+        match self {
+            &Self::Outbound { dialled, proxy } => {
                 outbound::handle(worker, dialled, proxy, head, body, meter, exchange).await
             }
-            Self::Inbound { port, target } => inbound::handle(worker, port, target, head, body, meter, exchange).await,
+            &Self::Inbound { port, target } => inbound::handle(worker, port, target, head, body, meter, exchange).await,
+            Self::Gateway(port) => gateway::handle(worker, port, head, body, meter, exchange).await,
         }
     }
 
-    fn is_inbound(self) -> bool {
-        matches!(self, Self::Inbound { .. })
+    /// Whether clients are to leave (LIFE-021, LIFE-049).
+    fn is_leaving(&self, worker: &Worker) -> bool {
+        match self {
+            Self::Outbound { .. } => false,
+            Self::Inbound { .. } => worker.phase() >= DrainPhase::Draining,
+            Self::Gateway(port) => worker.phase() >= DrainPhase::Draining || port.is_closed(),
+        }
     }
 
-    fn audience(self, downstream: &Downstream) -> Audience {
+    /// Waits until clients are to be told that they must go elsewhere.
+    async fn leaving(&self, worker: &Worker) {
+        let mut drain = worker.shared.drain.subscribe();
+        let wanted = match self {
+            Self::Outbound { .. } => DrainPhase::Closing,
+            Self::Inbound { .. } | Self::Gateway(_) => DrainPhase::Draining,
+        };
+        // A sender lives as long as the process.
+        let process = async { drop(drain.wait_for(|phase| *phase >= wanted).await) };
+        match self {
+            Self::Outbound { .. } | Self::Inbound { .. } => process.await,
+            Self::Gateway(port) => tokio::select! {
+                () = process => {}
+                () = port.closed() => {}
+            },
+        }
+    }
+
+    fn audience(&self, downstream: &Downstream) -> Audience {
         match self {
             Self::Outbound { .. } => Audience::Own,
+            Self::Gateway(_) => Audience::Outside,
             Self::Inbound { .. } if downstream.principal.is_some() => Audience::Mesh,
             Self::Inbound { .. } => Audience::Outside,
         }
@@ -161,14 +189,14 @@ pub async fn http1(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
             }
         };
         // In a box of its own, so that a connection without a request is small.
-        match Box::pin(exchange_http1(&worker, conn.clone(), &downstream, handler, request)).await {
+        match Box::pin(exchange_http1(&worker, conn.clone(), &downstream, &handler, request)).await {
             After::Again => {}
             After::Close => return,
             After::Upgraded(mut exchange, upstream) => {
                 if let Some(conn) = Rc::into_inner(conn) {
                     let io = conn.into_inner().into_io();
                     let moved = tcp::Moved::default();
-                    let end = relay(&worker, &downstream, handler, io, upstream.0, &moved).await;
+                    let end = relay(&worker, &downstream, &handler, io, upstream.0, &moved).await;
                     exchange.bytes_received += moved.up.get();
                     exchange.bytes_sent += moved.down.get();
                     match end {
@@ -189,7 +217,7 @@ pub async fn http1(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
 async fn relay(
     worker: &Worker,
     downstream: &Downstream,
-    handler: Handler,
+    handler: &Handler,
     io: crate::io::Io,
     upstream: crate::io::Io,
     moved: &tcp::Moved,
@@ -197,11 +225,11 @@ async fn relay(
     let copy = tcp::copy(io, upstream, tcp::IDLE, moved, worker.shared.drain.subscribe());
     match handler {
         Handler::Inbound { port, .. } if downstream.principal.is_none() => {
-            crate::inbound::until_strict(worker, port, Box::pin(copy))
+            crate::inbound::until_strict(worker, *port, Box::pin(copy))
                 .await
                 .unwrap_or(tcp::End::Closing)
         }
-        Handler::Inbound { .. } | Handler::Outbound { .. } => copy.await,
+        Handler::Inbound { .. } | Handler::Outbound { .. } | Handler::Gateway(_) => copy.await,
     }
 }
 
@@ -258,7 +286,7 @@ async fn exchange_http1(
     worker: &Rc<Worker>,
     conn: Rc<RefCell<Conn>>,
     downstream: &Arc<Downstream>,
-    handler: Handler,
+    handler: &Handler,
     request: ReceivedRequest,
 ) -> After {
     let mut exchange = Box::new(begin(worker, downstream, &request.head, request.bytes));
@@ -308,7 +336,7 @@ async fn exchange_http1(
     if unread {
         discard_ready(&conn);
     }
-    let draining = worker.phase() >= DrainPhase::Draining && handler.is_inbound();
+    let draining = handler.is_leaving(worker);
     let refused = exchange.flags.contains(Flags::DPE) || request.upgrade == Upgrade::Other;
     let is_connect = *exchange.method == *b"CONNECT";
     let unread = !conn.borrow().body_is_end() && matches!(response.body, Body::Empty | Body::Full(_));

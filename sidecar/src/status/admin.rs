@@ -113,7 +113,15 @@ impl Status {
         });
         let names = self.shared.settings.dns.iter();
         let names = names.map(|address| json!({"name": "dns", "address": address.to_string()}));
-        rows.chain(names).collect()
+        let ports = &self.shared.ports;
+        let of_gateway = ports.states().into_iter().filter_map(|(number, problem)| {
+            let address = ports.address(number)?.to_string();
+            Some(match problem {
+                None => json!({"name": "gateway", "address": address}),
+                Some(errno) => json!({"name": "gateway", "address": address, "notProgrammed": errno}),
+            })
+        });
+        rows.chain(names).chain(of_gateway).collect()
     }
 
     pub(super) fn listeners(&self, query: &str) -> Response<Content> {

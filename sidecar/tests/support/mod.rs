@@ -193,10 +193,11 @@ impl Proxy {
     pub fn configure(&self, bundle: &str) {
         let wire: wire::Bundle = serde_yaml::from_str(bundle).expect("the test's bundle");
         let config = Config::parse(wire).expect("valid");
-        self.shared.current.store(Some(Arc::new(Snapshot {
+        let next = Arc::new(Snapshot {
             config: Arc::new(config),
             revision: "test".into(),
-        })));
+        });
+        self.shared.ports.activate(&self.shared, next);
     }
 
     /// Activates endpoints.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use tokio::sync::mpsc;
+use weft_bundle::key::Template;
 use weft_operator::world::Settings;
 
 use super::running::Running;
@@ -163,7 +164,10 @@ impl Run {
                     let directory = running.volume(volume);
                     command.extend([(*flag).to_owned(), directory.to_string_lossy().into_owned()]);
                 }
-                command.extend(loopback::sidecar_arguments(running.address, &running.ports));
+                command.extend(match running.template() {
+                    Template::Sidecar => loopback::sidecar_arguments(running.address, &running.ports),
+                    Template::Gateway => loopback::gateway_arguments(running.address),
+                });
                 loopback::rewrite_ports(&mut environment, &running.ports);
             }
             Fabric::Loopback(_) => {

@@ -9,7 +9,8 @@ use std::time::Instant;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
-use weft_bundle::key::TARGET_REV_ANNOTATION;
+use weft_bundle::key::pod::template;
+use weft_bundle::key::{TARGET_REV_ANNOTATION, Template};
 use weft_bundle::pack::Files;
 use weft_bundle::volume;
 
@@ -47,6 +48,21 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Running { ready: true, .. })
+    }
+
+    /// What the proxy is in it.
+    pub(super) fn template(&self) -> Template {
+        let none = BTreeMap::new();
+        template(self.pod.metadata.annotations.as_ref().unwrap_or(&none))
+    }
+
+    /// Whether it is a gateway that a Service leads to.
+    pub(super) fn is_gateway_of(&self, namespace: &str, selector: Option<&BTreeMap<String, String>>) -> bool {
+        let labels = self.pod.metadata.labels.as_ref();
+        let has = |(name, value): (&String, &String)| labels.and_then(|l| l.get(name)) == Some(value);
+        self.template() == Template::Gateway
+            && self.plan.namespace == namespace
+            && selector.is_some_and(|s| s.iter().all(has))
     }
 
     fn reason(&self) -> String {

@@ -6,19 +6,29 @@ use weft_bundle::wire::{HeaderMatch, Match, QueryMatch, StringMatch};
 use weft_crds::virtual_service as api;
 
 use super::Client;
-use super::precedence::is_for_mesh;
+use super::precedence::{gateway_id, is_for_mesh};
 
 impl Client<'_> {
     /// Conditions that are known before any request.
-    pub(super) fn holds(&self, condition: &api::HTTPMatchRequest, gateways: &[String], port: u16) -> bool {
+    pub(super) fn holds(&self, condition: &api::HTTPMatchRequest, namespace: &str, port: u16) -> bool {
         if !is_port(condition.port, port) {
             return false;
         }
         if !condition.gateways.is_empty() {
-            // It selects among the names above and cannot add one (VS-042); sources do not count then (VS-043).
-            return is_for_mesh(gateways) && is_for_mesh(&condition.gateways);
+            // It selects among the names above, which name this place already (VS-042); sources do not count then (VS-043).
+            return self.is_here(&condition.gateways, namespace);
         }
         self.is_source(&condition.source_labels, condition.source_namespace.as_deref())
+    }
+
+    /// Whether names of Gateways, in a namespace, name the place whose rules are asked for; none leaves it to the names
+    /// above.
+    pub(super) fn is_here(&self, gateways: &[String], namespace: &str) -> bool {
+        let Some(id) = &self.gateway else {
+            return is_for_mesh(gateways);
+        };
+        let is_it = |name: &String| gateway_id(name, namespace).as_ref() == Some(id);
+        gateways.is_empty() || gateways.iter().any(is_it)
     }
 
     /// Whether this client is one of those that a rule names (VS-041).

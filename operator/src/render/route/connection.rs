@@ -7,7 +7,6 @@ use weft_bundle::wire::{Protocol, Subnet, TcpRule, TlsRule};
 use weft_crds::validate::check;
 
 use super::condition::is_port;
-use super::precedence::is_for_mesh;
 use super::{Client, namespace_of};
 
 impl Client<'_> {
@@ -22,15 +21,13 @@ impl Client<'_> {
                 let destinations = self.connections(namespace_of(service), &route.route, port);
                 for condition in &route.matches {
                     let is_here = is_port(condition.port, port)
-                        && is_for_mesh(&condition.gateways)
+                        && self.is_here(&condition.gateways, namespace_of(service))
                         && self.is_source(&condition.source_labels, condition.source_namespace.as_deref());
                     if !is_here {
                         continue;
                     }
                     // Names and subnets of one element may differ in how specific they are, so each kind is a rule.
-                    let names = by_rank(condition.sni_hosts.iter().map(|s| s.to_ascii_lowercase()), |name| {
-                        if name.starts_with('*') { name.len() } else { usize::MAX }
-                    });
+                    let names = by_rank(condition.sni_hosts.iter().map(|s| s.to_ascii_lowercase()), rank);
                     for (prefix, subnets) in subnets(&condition.destination_subnets) {
                         for (rank, sni) in &names {
                             let rule = TlsRule {
@@ -66,7 +63,7 @@ impl Client<'_> {
                 }
                 for condition in &route.matches {
                     let is_here = is_port(condition.port, port)
-                        && is_for_mesh(&condition.gateways)
+                        && self.is_here(&condition.gateways, namespace_of(service))
                         && self.is_source(&condition.source_labels, condition.source_namespace.as_deref());
                     if !is_here {
                         continue;
@@ -87,6 +84,12 @@ impl Client<'_> {
     }
 }
 
+/// How specific a name is (VS-167, GW-058).
+#[expect(clippy::ptr_arg, reason = "by_rank gives references to what it groups")]
+pub(super) fn rank(name: &String) -> usize {
+    if name.starts_with('*') { name.len() } else { usize::MAX }
+}
+
 /// Subnets by the length of their prefix; a rule without any has one group, the least specific.
 fn subnets(texts: &[String]) -> Vec<(Option<u8>, Vec<Subnet>)> {
     if texts.is_empty() {
@@ -95,7 +98,8 @@ fn subnets(texts: &[String]) -> Vec<(Option<u8>, Vec<Subnet>)> {
     by_rank(texts.iter().filter_map(|s| subnet(s)), |subnet| Some(subnet.prefix))
 }
 
-fn by_rank<T, R: Ord>(values: impl Iterator<Item = T>, rank: impl Fn(&T) -> R) -> Vec<(R, Vec<T>)> {
+/// Values in groups of equal rank, the lowest first.
+pub(super) fn by_rank<T, R: Ord>(values: impl Iterator<Item = T>, rank: impl Fn(&T) -> R) -> Vec<(R, Vec<T>)> {
     let mut groups: BTreeMap<R, Vec<T>> = BTreeMap::new();
     for value in values {
         groups.entry(rank(&value)).or_default().push(value);

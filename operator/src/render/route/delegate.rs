@@ -9,7 +9,7 @@ use weft_crds::virtual_service as api;
 use super::super::Shared;
 use super::super::service::visibility;
 use super::namespace_of;
-use super::precedence::export_to;
+use super::precedence::{export_to, gateway_id};
 
 /// A route with the namespace that its short names are completed with (VS-182).
 pub(super) struct Routed<'a> {
@@ -34,7 +34,9 @@ pub(super) fn entries<'a>(shared: &Shared<'a>, root: &'a VirtualService) -> Vec<
             Some(delegate) => {
                 let target = find(shared, root, delegate).ok();
                 let own = target.into_iter().flat_map(|target| {
-                    let of = |own| delegated(route, own);
+                    // A short name of a Gateway means one of the namespace where it is written.
+                    let root = with_full_gateways(route, namespace_of(root));
+                    let of = move |own| delegated(&root, &with_full_gateways(own, namespace_of(target)));
                     target.spec.http.iter().filter_map(of).map(|route| Routed {
                         namespace: namespace_of(target),
                         route: Cow::Owned(route),
@@ -46,6 +48,18 @@ pub(super) fn entries<'a>(shared: &Shared<'a>, root: &'a VirtualService) -> Vec<
         Entry { root: route, routes }
     };
     root.spec.http.iter().map(entry).collect()
+}
+
+/// The same conditions, with the full names of Gateways.
+fn with_full_gateways(route: &api::HTTPRoute, namespace: &str) -> api::HTTPRoute {
+    let mut route = route.clone();
+    let names = route.matches.iter_mut().flat_map(|m| &mut m.gateways);
+    for name in names {
+        if let Some(id) = gateway_id(name, namespace) {
+            *name = id;
+        }
+    }
+    route
 }
 
 /// The VirtualService that an entry delegates to, or why there is none (VS-155).

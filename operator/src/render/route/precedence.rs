@@ -26,10 +26,21 @@ impl<'a> Visible<'a> {
             // Rules for the mesh are for sidecars alone (VS-005).
             return Self(Vec::new());
         }
+        Self::ranked(shared, inputs, |service| is_for_mesh(&service.spec.gateways))
+    }
+
+    /// Those that name some Gateway (VS-006).
+    pub(super) fn of_gateways(shared: &Shared<'a>, inputs: &KeyInputs) -> Self {
+        Self::ranked(shared, inputs, |service| {
+            service.spec.gateways.iter().any(|gateway| gateway != "mesh")
+        })
+    }
+
+    fn ranked(shared: &Shared<'a>, inputs: &KeyInputs, applies: impl Fn(&VirtualService) -> bool) -> Self {
         let domain = &shared.world.settings.cluster_domain;
         let mut ranked: Vec<(u8, Candidate<'a>)> = Vec::new();
         for service in shared.sound.virtual_services.iter().copied() {
-            if !is_for_mesh(&service.spec.gateways) || service.spec.hosts.is_empty() {
+            if !applies(service) || service.spec.hosts.is_empty() {
                 continue;
             }
             let own = namespace_of(service);
@@ -80,6 +91,22 @@ impl<'a> Visible<'a> {
 /// Whether a list of gateways, empty or not, names all sidecars.
 pub(super) fn is_for_mesh(gateways: &[String]) -> bool {
     gateways.is_empty() || gateways.iter().any(|g| g == "mesh")
+}
+
+/// The Gateway that a name means, as `namespace/name` (SM-056); `mesh` is none.
+pub(super) fn gateway_id(name: &str, namespace: &str) -> Option<String> {
+    if name == "mesh" {
+        return None;
+    }
+    if name.contains('/') {
+        return Some(name.to_owned());
+    }
+    // The form of a service's name is an old one.
+    let mut labels = name.split('.');
+    match (labels.next(), labels.next(), labels.next()) {
+        (Some(first), Some(second), Some("svc")) => Some(format!("{second}/{first}")),
+        _ => Some(format!("{namespace}/{name}")),
+    }
 }
 
 /// Where a VirtualService is visible: what it says, else what the mesh config says (SM-069).

@@ -8,7 +8,7 @@ use super::super::policy::{Chosen, Client as PolicyClient};
 use super::super::service::visibility;
 use super::super::{ObjectReport, Shared};
 use super::delegate;
-use super::precedence::{export_to, is_for_mesh};
+use super::precedence::{export_to, gateway_id, is_for_mesh};
 use crate::world::{Kind, ObjectRef};
 
 /// Reports delegates that are not there, destinations that no service or subset answers to, and VirtualServices that an
@@ -38,6 +38,19 @@ pub(in crate::render) fn resolve(shared: &Shared<'_>, reports: &mut BTreeMap<Obj
                     );
                     report.refused.get_or_insert(("Conflicted", text));
                 }
+            }
+        }
+        for id in service
+            .spec
+            .gateways
+            .iter()
+            .filter_map(|name| gateway_id(name, &namespace))
+        {
+            let (of, name) = id.split_once('/').unwrap_or_default();
+            if !shared.world.gateways.contains_key(&(of.to_owned(), name.to_owned())) {
+                report
+                    .unresolved
+                    .get_or_insert(("GatewayNotFound", format!("Gateway {id} is not there")));
             }
         }
         for delegate in service.spec.http.iter().filter_map(|route| route.delegate.as_ref()) {

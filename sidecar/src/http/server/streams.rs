@@ -16,7 +16,6 @@ use crate::http::replay::{Messages, Meter};
 use crate::http::rescue::{self, Audience, Failure};
 use crate::http::{Body, h2 as http2};
 use crate::overload::Pressure;
-use crate::shared::DrainPhase;
 use crate::worker::Worker;
 
 /// Serves an HTTP/2 connection: a task for each stream, as streams run side by side.
@@ -25,20 +24,13 @@ pub async fn http2(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
     let Ok(Ok(mut connection)) = timeout(HEAD_LIMIT, handshake).await else {
         return;
     };
-    let mut drain = worker.shared.drain.subscribe();
+    let mut leaving = pin!(handler.leaving(&worker));
     let mut announced = false;
     loop {
-        let accepted = {
-            let wanted = if handler.is_inbound() {
-                DrainPhase::Draining
-            } else {
-                DrainPhase::Closing
-            };
-            tokio::select! {
-                accepted = connection.accept() => Some(accepted),
-                // Then it ends with its last stream.
-                _ = drain.wait_for(|phase| *phase >= wanted), if !announced => None,
-            }
+        let accepted = tokio::select! {
+            accepted = connection.accept() => Some(accepted),
+            // Then it ends with its last stream.
+            () = &mut leaving, if !announced => None,
         };
         match accepted {
             None => {
@@ -48,9 +40,9 @@ pub async fn http2(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
             Some(None | Some(Err(_))) => return,
             Some(Some(Ok((request, respond)))) => {
                 let worker = worker.clone();
-                let downstream = downstream.clone();
+                let (downstream, handler) = (downstream.clone(), handler.clone());
                 tokio::task::spawn_local(async move {
-                    exchange_http2(&worker, &downstream, handler, request, respond).await;
+                    exchange_http2(&worker, &downstream, &handler, request, respond).await;
                 });
             }
         }
@@ -60,7 +52,7 @@ pub async fn http2(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
 async fn exchange_http2(
     worker: &Rc<Worker>,
     downstream: &Arc<Downstream>,
-    handler: Handler,
+    handler: &Handler,
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
 ) {
