@@ -5,7 +5,7 @@ use std::io::Read;
 use serde::de::DeserializeOwned;
 
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
-use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, Manifest, SCHEMA};
+use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA};
 
 /// Why a set of files is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -282,7 +282,7 @@ fn position(line: Option<usize>) -> String {
 }
 
 /// Features that this build knows; see [`Manifest::requires`].
-const KNOWN_FEATURES: &[&str] = &[GATEWAY];
+const KNOWN_FEATURES: &[&str] = &[GATEWAY, GATEWAY_TLS];
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ mod parse;
 mod route;
 
 pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
-pub use listener::{Listener, Serves};
+pub use listener::{Listener, Serves, Tls, TlsServer, TlsServing};
 pub use matching::{AuthorityTest, HeaderName, HeaderTest, Match, PathTest, QueryTest, Text, first_value};
 pub use route::{
     Action, Cors, Destination, Destinations, Fault, HeaderOps, Mirror, PathRewrite, Piece, Retry, RetryOn, Rewrite,

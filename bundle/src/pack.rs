@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
 use crate::wire::{
-    Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload,
-    SCHEMA, ShardDigest,
+    Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Health, HostEndpoints, Listener, Manifest,
+    MeshTls, PeerWorkload, SCHEMA, ShardDigest,
 };
 
 /// Contents of one ConfigMap: bytes by file name. Text is what is valid UTF-8 and does not end in `.zst`.
@@ -156,8 +156,13 @@ pub fn config(bundle: &Bundle, inputs: &KeyInputs, limits: &Limits) -> Result<Pa
 
 /// What a proxy must know to run a configuration; one that does not would serve less than is asked for (DLV-024).
 fn required(bundle: &Bundle) -> Vec<String> {
-    let opens_ports = !bundle.listeners.is_empty();
-    opens_ports.then(|| GATEWAY.to_owned()).into_iter().collect()
+    let ends_tls = |listener: &Listener| matches!(&listener.serves, Serves::Tls(tls) if !tls.terminated.is_empty());
+    let features = [
+        (GATEWAY, !bundle.listeners.is_empty()),
+        (GATEWAY_TLS, bundle.listeners.iter().any(ends_tls)),
+    ];
+    let needed = features.iter().filter(|(_, is_needed)| *is_needed);
+    needed.map(|(name, _)| (*name).to_owned()).collect()
 }
 
 /// One host to pack, with everything spelled out; [`endpoints`] puts it into tables.

@@ -19,9 +19,9 @@ mod policy;
 mod route;
 
 pub use endpoints::{Endpoint, Endpoints, Health, HostEndpoints, MeshTls, PeerWorkload};
-pub use listener::{Listener, Serves, TlsServing, VirtualHost};
+pub use listener::{Certificate, Listener, Serves, TlsServer, TlsServing, TlsSettings, VirtualHost};
 pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
-pub use manifest::{EndpointsManifest, GATEWAY, Manifest, ShardDigest, Target};
+pub use manifest::{EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, ShardDigest, Target};
 pub use policy::{
     ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
     RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
@@ -223,7 +223,7 @@ pub enum PathNormalization {
 }
 
 /// A TLS version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum TlsVersion {
     /// TLS 1.2.
     #[default]

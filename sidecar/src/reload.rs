@@ -261,7 +261,7 @@ impl Reload {
         if inner.again || inner.held.is_some() || inner.identity_retry.is_some() {
             return Duration::from_millis(100);
         }
-        let is_calm = inner.replaced.is_empty() && !self.shared.ports.has_failed();
+        let is_calm = inner.replaced.is_empty() && !self.shared.ports.needs_looks();
         let look = if self.events.load(Ordering::Relaxed) && is_calm {
             LOOK
         } else {

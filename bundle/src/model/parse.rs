@@ -13,7 +13,8 @@ use super::matching::AuthorityTest;
 use super::{
     Action, Cluster, Config, Cors, Destination, Destinations, Domain, Domains, Fault, HeaderName, HeaderOps,
     HeaderTest, Host, Inbound, InboundPort, Invalid, Listener, Match, Mirror, PathRewrite, PathTest, Piece, Port,
-    QueryTest, Retry, RetryOn, Rewrite, RouteTable, Rule, Serves, Share, TcpRule, Template, Text, TlsRule,
+    QueryTest, Retry, RetryOn, Rewrite, RouteTable, Rule, Serves, Share, TcpRule, Template, Text, TlsRule, TlsServer,
+    TlsServing,
 };
 use crate::wire;
 
@@ -318,13 +319,7 @@ impl Parser {
             if listener.port == 0 || listener.service_port == Some(0) {
                 self.problem(path.as_str(), "0", "a port is a number from 1 to 65535");
             }
-            let serves = match &listener.serves {
-                wire::Serves::Http(hosts) => Serves::Http(self.virtual_hosts(&path, hosts, routes)),
-                wire::Serves::Tls(tls) => {
-                    Serves::Tls(self.tls_rules(&format!("{path}.tls.passthrough"), &tls.passthrough))
-                }
-                wire::Serves::Tcp(destinations) => Serves::Tcp(self.destinations(&path, destinations)),
-            };
+            let serves = self.serves(&path, &listener.serves, routes);
             let parsed = Listener {
                 port: listener.port,
                 service_port: listener.service_port.unwrap_or(listener.port),
@@ -335,6 +330,33 @@ impl Parser {
             }
         }
         out
+    }
+
+    fn serves(&mut self, path: &str, wire: &wire::Serves, routes: &HashMap<String, Arc<RouteTable>>) -> Serves {
+        match wire {
+            wire::Serves::Http(hosts) => Serves::Http(self.virtual_hosts(path, hosts, routes)),
+            wire::Serves::Tcp(destinations) => Serves::Tcp(self.destinations(path, destinations)),
+            wire::Serves::Tls(tls) => {
+                let passthrough = self.tls_rules(&format!("{path}.tls.passthrough"), &tls.passthrough);
+                let mut terminated = Vec::new();
+                for (i, server) in tls.terminated.iter().enumerate() {
+                    let path = format!("{path}.tls.terminated[{i}]");
+                    if matches!(server.serves, wire::Serves::Tls(_)) {
+                        self.problem(path, "tls", "TLS has no TLS inside");
+                        continue;
+                    }
+                    terminated.push(Arc::new(TlsServer {
+                        sni: server.sni.iter().map(|sni| sni.to_ascii_lowercase().into()).collect(),
+                        tls: server.tls.clone(),
+                        serves: self.serves(&path, &server.serves, routes),
+                    }));
+                }
+                Serves::Tls(TlsServing {
+                    passthrough,
+                    terminated,
+                })
+            }
+        }
     }
 
     fn virtual_hosts(

@@ -223,6 +223,13 @@ listeners:
   tls:
     passthrough:
     - {sni: ['A.com'], destinations: [{host: echo.app.svc.cluster.local, port: 80}]}
+    terminated:
+    - sni: ['*.b.com']
+      tls: {certificate: {files: {chain: /a, key: /b}}, min: '1.3'}
+      http: [{domains: ['*'], http: echo}]
+    - sni: ['*.x.b.com']
+      tls: {certificate: {files: {chain: /a, key: /b}}}
+      tcp: [{host: echo.app.svc.cluster.local, port: 9000}]
 - {port: 31400, tcp: [{host: echo.app.svc.cluster.local, port: 9000}]}
 ";
 
@@ -238,11 +245,17 @@ fn ports_of_a_gateway_are_found_by_number_and_names_by_how_specific_they_are() {
     for name in ["a.com", "x.b.com", "b.com", "anything", ""] {
         assert!(domains.find(name).is_some(), "{name}");
     }
-    let Serves::Tls(rules) = &config.listeners[&8443].serves else {
+    let Serves::Tls(tls) = &config.listeners[&8443].serves else {
         panic!("TLS");
     };
-    let anywhere = "10.0.0.1".parse().expect("address");
-    assert!(rules[0].fits("a.com", anywhere) && !rules[0].fits("", anywhere));
+    let found = |name: &str| match tls.find(name)? {
+        Tls::PassesThrough(_) => Some("passes through".to_owned()),
+        Tls::Ends(server) => Some(server.sni.join(" ")),
+    };
+    assert_eq!(found("a.com").as_deref(), Some("passes through"));
+    assert_eq!(found("x.b.com").as_deref(), Some("*.b.com"));
+    assert_eq!(found("y.x.b.com").as_deref(), Some("*.x.b.com"));
+    assert_eq!((found("b.com"), found("")), (None, None));
     let Serves::Tcp(destinations) = &config.listeners[&31400].serves else {
         panic!("TCP");
     };
@@ -268,5 +281,12 @@ fn ports_of_a_gateway_that_cannot_be_are_told_with_their_place() {
     assert_eq!(
         problems("['*'], http: echo", "[a.com], http: echo"),
         ["listeners[8080].http[1].domains"]
+    );
+    assert_eq!(
+        problems(
+            "tcp: [{host: echo.app.svc.cluster.local, port: 9000}]",
+            "tls: {passthrough: []}"
+        ),
+        ["listeners[8443].tls.terminated[1]"]
     );
 }

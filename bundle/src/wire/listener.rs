@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, TlsRule};
+use super::{Destination, TlsRule, TlsVersion, is_default};
 
 /// A port that a gateway opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,4 +48,50 @@ pub struct TlsServing {
     /// Connections that pass through unopened, the most specific name first (GW-058).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub passthrough: Vec<TlsRule>,
+    /// Connections whose TLS ends at the gateway, by server; a name is there once on a port (GW-061).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub terminated: Vec<TlsServer>,
+}
+
+/// A server at which TLS ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsServer {
+    /// SNI values that select it; `*.x` stands for any name that ends in `.x`, `*` for any and none.
+    pub sni: Vec<String>,
+    /// How.
+    pub tls: TlsSettings,
+    /// What is inside: anything but TLS.
+    #[serde(flatten)]
+    pub serves: Serves,
+}
+
+/// How TLS ends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsSettings {
+    /// What is shown to clients.
+    pub certificate: Certificate,
+    /// Lowest version; default 1.2 (GW-049).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min: TlsVersion,
+    /// Highest version; absent: 1.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<TlsVersion>,
+    /// Suites of TLS 1.2 by upstream's names; empty: all (GW-050).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ciphers: Vec<String>,
+}
+
+/// Where a certificate and its key are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Certificate {
+    /// Files in the proxy's container, as PEM.
+    Files {
+        /// The certificate with its intermediates.
+        chain: String,
+        /// The key.
+        key: String,
+    },
 }

@@ -7,6 +7,9 @@ use super::Inputs;
 /// Feature of [`Manifest::requires`]: ports that the proxy opens by itself ([`super::Bundle::listeners`]).
 pub const GATEWAY: &str = "gateway";
 
+/// Feature of [`Manifest::requires`]: TLS that ends at those ports ([`super::TlsServing::terminated`]).
+pub const GATEWAY_TLS: &str = "gatewayTls";
+
 /// `manifest.json` of a key's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_bundle::key::KeyInputs;
+use weft_bundle::wire::{Certificate, TlsSettings, TlsVersion};
 use weft_crds::Gateway;
 use weft_crds::gateway as api;
 
@@ -16,8 +17,8 @@ use crate::world::{Kind, ObjectRef, age};
 pub(super) enum Class {
     /// HTTP in clear.
     Http,
-    /// TLS that passes through.
-    Passthrough,
+    /// TLS, that passes through or ends here.
+    Tls,
     /// Anything else.
     Tcp,
 }
@@ -55,6 +56,17 @@ impl<'a> Server<'a> {
             .tls
             .as_ref()
             .is_some_and(|tls| tls.https_redirect == Some(true))
+    }
+
+    /// How its TLS ends; `None` for a server whose TLS passes through.
+    pub(super) fn termination(&self) -> Option<TlsSettings> {
+        self.spec.tls.as_ref().and_then(|tls| termination(tls).ok().flatten())
+    }
+
+    /// HTTP is inside its TLS (GW-012, GW-069).
+    pub(super) fn is_https(&self) -> bool {
+        let port = self.spec.port.as_ref();
+        port.is_some_and(|port| port.protocol.eq_ignore_ascii_case("HTTPS"))
     }
 
     /// The Gateway, as `namespace/name`.
@@ -136,7 +148,7 @@ fn take_place<'a>(port: &mut Port<'a>, server: Server<'a>, class: Class) -> Opti
         Class::Http => {}
         // Nothing tells their connections apart (GW-063).
         Class::Tcp => return Some(format!("the older {first} has it")),
-        Class::Passthrough => {
+        Class::Tls => {
             // By names alone: a server name does not tell for which namespace it is meant (GW-061, GW-117).
             let taken = |name: &String| {
                 port.servers
@@ -162,14 +174,66 @@ fn class(server: &api::Server) -> Result<Class, String> {
     match protocol.as_deref().unwrap_or_default() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Ok(Class::Http),
         "HTTPS" | "TLS" => {
-            let mode = server.tls.as_ref().and_then(|tls| tls.mode.as_deref());
-            match mode.unwrap_or("PASSTHROUGH") {
-                "PASSTHROUGH" => Ok(Class::Passthrough),
-                mode => Err(format!("TLS mode {mode} is not supported yet; PASSTHROUGH is")),
+            if let Some(tls) = &server.tls {
+                termination(tls)?;
             }
+            Ok(Class::Tls)
         }
         _ => Ok(Class::Tcp),
     }
+}
+
+/// How TLS ends at a server; `None` where it passes through; or why that is not supported.
+fn termination(tls: &api::ServerTLSSettings) -> Result<Option<TlsSettings>, String> {
+    match tls.mode.as_deref().unwrap_or("PASSTHROUGH") {
+        "PASSTHROUGH" => return Ok(None),
+        "SIMPLE" => {}
+        mode => {
+            return Err(format!(
+                "TLS mode {mode} is not supported yet; SIMPLE and PASSTHROUGH are"
+            ));
+        }
+    }
+    let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+    let pair = match tls.tls_certificates.as_slice() {
+        [] => (text(&tls.server_certificate), text(&tls.private_key)),
+        [one] => (text(&one.server_certificate), text(&one.private_key)),
+        _ => return Err("more than one of tlsCertificates is not supported yet".into()),
+    };
+    let (Some(chain), Some(key)) = pair else {
+        return Err("a certificate from a Secret is not supported yet; serverCertificate with privateKey is".into());
+    };
+    let ciphers: Vec<String> = tls
+        .cipher_suites
+        .iter()
+        .filter(|name| is_offered(name))
+        .cloned()
+        .collect();
+    if ciphers.is_empty() && !tls.cipher_suites.is_empty() {
+        return Err("none of its cipherSuites is offered".into());
+    }
+    let version = |text: &Option<String>| match text.as_deref() {
+        Some("TLSV1_3") => Some(TlsVersion::V1_3),
+        Some("TLSV1_0" | "TLSV1_1" | "TLSV1_2") => Some(TlsVersion::V1_2),
+        _ => None,
+    };
+    Ok(Some(TlsSettings {
+        certificate: Certificate::Files { chain, key },
+        min: version(&tls.min_protocol_version).unwrap_or_default(),
+        max: version(&tls.max_protocol_version).filter(|max| *max == TlsVersion::V1_2),
+        ciphers,
+    }))
+}
+
+/// Suites of TLS 1.2 that the proxy has (GW-050, GW-051).
+fn is_offered(suite: &str) -> bool {
+    let rest = suite
+        .strip_prefix("ECDHE-ECDSA-")
+        .or_else(|| suite.strip_prefix("ECDHE-RSA-"));
+    matches!(
+        rest,
+        Some("AES128-GCM-SHA256" | "AES256-GCM-SHA384" | "CHACHA20-POLY1305")
+    )
 }
 
 /// Whether a workload serves a Gateway (GW-002, GW-004).

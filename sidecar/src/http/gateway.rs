@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use weft_bundle::model::Serves;
+use weft_bundle::model::{Domains, Listener, Serves, Tls};
 
 use super::client::Response;
 use super::outbound::{follow, is_removed, name_of, strip_outside, uuid};
@@ -22,6 +22,7 @@ use crate::worker::Worker;
 pub(super) async fn handle(
     worker: &Rc<Worker>,
     port: &OpenPort,
+    is_tls: bool,
     head: RequestHead,
     body: Body,
     meter: &Rc<Meter>,
@@ -31,7 +32,7 @@ pub(super) async fn handle(
         return rescue(Failure::no_route(), exchange, Audience::Outside);
     };
     exchange.source = Some(snapshot.config.workload.clone());
-    let outcome = serve(worker, &snapshot, port.number, head, body, meter, exchange).await;
+    let outcome = serve(worker, &snapshot, (port.number, is_tls), head, body, meter, exchange).await;
     let mut response = outcome.unwrap_or_else(|failure| rescue(failure, exchange, Audience::Outside));
     strip_outside(&mut response.head);
     response
@@ -40,7 +41,7 @@ pub(super) async fn handle(
 async fn serve(
     worker: &Rc<Worker>,
     snapshot: &Snapshot,
-    number: u16,
+    (number, is_tls): (u16, bool),
     mut head: RequestHead,
     body: Body,
     meter: &Rc<Meter>,
@@ -48,8 +49,12 @@ async fn serve(
 ) -> Result<Response, Failure> {
     let config = &snapshot.config;
     // The port may serve something else since the client connected.
-    let listener = config.listeners.get(&number);
-    let Some((listener, Serves::Http(domains))) = listener.map(|listener| (listener, &listener.serves)) else {
+    let name = exchange.downstream.server_name.clone();
+    let found = config.listeners.get(&number).and_then(|listener| {
+        let domains = domains(listener, is_tls, name.as_deref())?;
+        Some((listener, domains))
+    });
+    let Some((listener, domains)) = found else {
         return Err(Failure {
             close: true,
             ..Failure::no_route()
@@ -60,7 +65,7 @@ async fn serve(
     }
     head.path = path::normalize(&head.path, config.mesh.path_normalization)
         .map_err(|_| Failure::bad_request(400, "path_normalization_failed"))?;
-    prepare(&mut head, exchange, "http");
+    prepare(&mut head, exchange, if is_tls { "https" } else { "http" });
     let domain = domains.find(&name_of(&head.authority)).ok_or_else(Failure::no_route)?;
     // A port in the Host may be that of the Service or of the pod (BYD-064).
     let is_own = split_port(&head.authority).1 == Some(listener.port);
@@ -73,6 +78,21 @@ async fn serve(
         audience: Audience::Outside,
     };
     follow(worker, snapshot, &table, caller, head, body, meter, exchange).await
+}
+
+/// The names of a port; behind TLS those of the server that the client's server name chose, and of no other (GW-057).
+fn domains<'l>(listener: &'l Listener, is_tls: bool, server_name: Option<&str>) -> Option<&'l Domains> {
+    match &listener.serves {
+        Serves::Http(domains) if !is_tls => Some(domains),
+        Serves::Tls(tls) if is_tls => match tls.find(server_name.unwrap_or_default())? {
+            Tls::Ends(server) => match &server.serves {
+                Serves::Http(domains) => Some(domains),
+                Serves::Tcp(_) | Serves::Tls(_) => None,
+            },
+            Tls::PassesThrough(_) => None,
+        },
+        Serves::Http(_) | Serves::Tls(_) | Serves::Tcp(_) => None,
+    }
 }
 
 /// Takes out what only proxies may say, and adds what every forwarded request carries (GW-072, GW-076, ID-123, TRC-022).

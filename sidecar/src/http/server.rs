@@ -64,7 +64,12 @@ pub enum Handler {
         target: SocketAddr,
     },
     /// Requests of clients outside.
-    Gateway(Arc<OpenPort>),
+    Gateway {
+        /// Where they came in.
+        port: Arc<OpenPort>,
+        /// TLS ended there.
+        is_tls: bool,
+    },
 }
 
 impl Handler {
@@ -81,7 +86,7 @@ impl Handler {
                 outbound::handle(worker, dialled, proxy, head, body, meter, exchange).await
             }
             &Self::Inbound { port, target } => inbound::handle(worker, port, target, head, body, meter, exchange).await,
-            Self::Gateway(port) => gateway::handle(worker, port, head, body, meter, exchange).await,
+            Self::Gateway { port, is_tls } => gateway::handle(worker, port, *is_tls, head, body, meter, exchange).await,
         }
     }
 
@@ -90,7 +95,7 @@ impl Handler {
         match self {
             Self::Outbound { .. } => false,
             Self::Inbound { .. } => worker.phase() >= DrainPhase::Draining,
-            Self::Gateway(port) => worker.phase() >= DrainPhase::Draining || port.is_closed(),
+            Self::Gateway { port, .. } => worker.phase() >= DrainPhase::Draining || port.is_closed(),
         }
     }
 
@@ -99,13 +104,13 @@ impl Handler {
         let mut drain = worker.shared.drain.subscribe();
         let wanted = match self {
             Self::Outbound { .. } => DrainPhase::Closing,
-            Self::Inbound { .. } | Self::Gateway(_) => DrainPhase::Draining,
+            Self::Inbound { .. } | Self::Gateway { .. } => DrainPhase::Draining,
         };
         // A sender lives as long as the process.
         let process = async { drop(drain.wait_for(|phase| *phase >= wanted).await) };
         match self {
             Self::Outbound { .. } | Self::Inbound { .. } => process.await,
-            Self::Gateway(port) => tokio::select! {
+            Self::Gateway { port, .. } => tokio::select! {
                 () = process => {}
                 () = port.closed() => {}
             },
@@ -115,7 +120,7 @@ impl Handler {
     fn audience(&self, downstream: &Downstream) -> Audience {
         match self {
             Self::Outbound { .. } => Audience::Own,
-            Self::Gateway(_) => Audience::Outside,
+            Self::Gateway { .. } => Audience::Outside,
             Self::Inbound { .. } if downstream.principal.is_some() => Audience::Mesh,
             Self::Inbound { .. } => Audience::Outside,
         }
@@ -229,7 +234,7 @@ async fn relay(
                 .await
                 .unwrap_or(tcp::End::Closing)
         }
-        Handler::Inbound { .. } | Handler::Outbound { .. } | Handler::Gateway(_) => copy.await,
+        Handler::Inbound { .. } | Handler::Outbound { .. } | Handler::Gateway { .. } => copy.await,
     }
 }
 

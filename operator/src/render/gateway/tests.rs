@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use weft_bundle::wire::{Action, Bundle, Destination, HttpVersion, Listener, RedirectPort, Rule, Serves, StringMatch};
+use weft_bundle::wire::{
+    Action, Bundle, Certificate, Destination, HttpVersion, Listener, RedirectPort, Rule, Serves, StringMatch,
+    TlsVersion,
+};
 
 use crate::render::stage::{bundle, mesh, render, rule, service, virtual_service};
 use crate::render::{ObjectReport, Output};
@@ -584,8 +587,18 @@ fn a_gateway_that_is_not_there_is_reported() {
 #[test]
 fn what_is_not_supported_is_said_and_the_rest_is_served() {
     let simple = server("TLS", 443, "a.com").replace("PASSTHROUGH", "SIMPLE, credentialName: x");
+    let mutual = server("TLS", 443, "a.com").replace("PASSTHROUGH", "ISTIO_MUTUAL");
+    let weak = server("TLS", 443, "a.com").replace(
+        "PASSTHROUGH",
+        "SIMPLE, serverCertificate: /a, privateKey: /b, cipherSuites: [AES128-SHA]",
+    );
     let bind = server("HTTP", 81, "a.com").replace("hosts:", "bind: 10.0.0.1, hosts:");
-    for (unsupported, word) in [(&simple, "SIMPLE"), (&bind, "bind")] {
+    for (unsupported, word) in [
+        (&simple, "Secret"),
+        (&mutual, "ISTIO_MUTUAL"),
+        (&weak, "cipherSuites"),
+        (&bind, "bind"),
+    ] {
         let documents = ingress() + &gateway("app/gw", 1, &[&server("HTTP", 80, "'*'"), unsupported]);
         let output = render(&documents);
         let (reason, message) = refused(&output, "Gateway app/gw");
@@ -647,4 +660,69 @@ fn alternatives_keep_what_they_match() {
         paths,
         [StringMatch::Prefix("/x".into()), StringMatch::Prefix("/".into())]
     );
+}
+
+// spec: GW-031, GW-036, GW-049, GW-050, GW-057, GW-061, GW-065, GW-069
+#[test]
+fn servers_at_which_tls_ends_have_names_and_rules_of_their_own() {
+    let files = |name: &str, more: &str| {
+        format!("SIMPLE, serverCertificate: /etc/{name}.crt, privateKey: /etc/{name}.key{more}")
+    };
+    let simple = |protocol: &str, hosts: &str, name: &str, more: &str| {
+        server("TLS", 443, hosts)
+            .replace("protocol: TLS", &format!("protocol: {protocol}"))
+            .replace("tls-443", &format!("tls-{name}"))
+            .replace("PASSTHROUGH", &files(name, more))
+    };
+    let more = ", minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_3, cipherSuites: [AES128-SHA, \
+                ECDHE-RSA-AES128-GCM-SHA256]";
+    let servers = [
+        simple("HTTPS", "'*.a.com'", "one", more),
+        simple("https", "x.a.com, b.com", "two", ", maxProtocolVersion: TLSV1_2"),
+        simple("TLS", "c.com", "three", ""),
+        simple("TLS", "d.com", "none", ""),
+        server("TLS", 443, "e.com"),
+    ];
+    let to = |port: u16| format!("route: [{{destination: {{host: {ECHO}, port: {{number: {port}}}}}}}]");
+    let l4 = format!(
+        "{{hosts: [c.com, e.com], gateways: [gw], tcp: [{{{}}}], tls: [{{match: [{{sniHosts: [c.com, e.com]}}], {}}}]}}",
+        to(90),
+        to(70)
+    );
+    let documents = ingress()
+        + &gateway("app/gw", 2, &servers.each_ref().map(String::as_str))
+        + &gateway("app/late", 1, &[&simple("HTTPS", "f.com, b.com", "late", "")])
+        + &named("app", "v", 2, "hosts: [x.a.com, y.a.com, b.com], gateways: [gw]")
+        + &virtual_service("app", "l4", 1, &l4);
+    let output = render(&documents);
+    let bundle = bundle(&output, "edge/ingress");
+    let Serves::Tls(serving) = &listener(&bundle, 443).serves else {
+        panic!("no TLS")
+    };
+    let of = |n: usize| {
+        let server = &serving.terminated[n];
+        let Certificate::Files { chain, .. } = &server.tls.certificate;
+        let names = match &server.serves {
+            Serves::Http(hosts) => {
+                let mut names: Vec<_> = hosts.iter().flat_map(|host| host.domains.clone()).collect();
+                names.sort();
+                names.join(" ")
+            }
+            other => format!("{:?}", destinations(other)),
+        };
+        format!("{} {chain} {names}", server.sni.join(","))
+    };
+    assert_eq!(serving.terminated.len(), 3, "one without a rule is not served");
+    assert_eq!(of(0), "*.a.com /etc/one.crt x.a.com y.a.com");
+    assert_eq!(of(1), "x.a.com,b.com /etc/two.crt b.com x.a.com");
+    assert_eq!(of(2), "c.com /etc/three.crt [(90, 1)]");
+    let tls = |n: usize| &serving.terminated[n].tls;
+    assert_eq!((tls(0).min, tls(0).max), (TlsVersion::V1_3, None));
+    assert_eq!(tls(0).ciphers, ["ECDHE-RSA-AES128-GCM-SHA256"]);
+    assert_eq!((tls(1).min, tls(1).max), (TlsVersion::V1_2, Some(TlsVersion::V1_2)));
+    let passing: Vec<_> = serving.passthrough.iter().flat_map(|rule| rule.sni.clone()).collect();
+    assert_eq!(passing, ["e.com"]);
+    let (reason, message) = refused(&output, "Gateway app/late");
+    assert_eq!(reason, "Conflicted");
+    assert!(message.contains("b.com"), "{message}");
 }

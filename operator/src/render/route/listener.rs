@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_bundle::key::Template;
 use weft_bundle::wire::{
     Action, Destination, HeaderOps, Listener, Match, Origin, Redirect, RedirectPort, Rewrite, Rule, Serves,
-    StringMatch, TlsRule, TlsServing, VirtualHost,
+    StringMatch, TlsRule, TlsServer, TlsServing, VirtualHost,
 };
 use weft_crds::validate::host;
 
@@ -45,10 +45,16 @@ impl Place<'_> {
     /// `None` where nothing is to be served, so that the port stays closed (GW-068).
     fn serves(&mut self, port: &Port<'_>, tables: &mut Tables) -> Option<Serves> {
         match port.class {
-            Class::Http => Some(Serves::Http(self.virtual_hosts(port, tables))),
-            Class::Passthrough => {
-                let passthrough = self.server_names(port);
-                (!passthrough.is_empty()).then_some(Serves::Tls(TlsServing { passthrough }))
+            Class::Http => {
+                let place = port.number.to_string();
+                Some(Serves::Http(self.virtual_hosts(&port.servers, &place, tables)))
+            }
+            Class::Tls => {
+                let serving = TlsServing {
+                    passthrough: self.server_names(port),
+                    terminated: self.terminated(port, tables),
+                };
+                (serving != TlsServing::default()).then_some(Serves::Tls(serving))
             }
             Class::Tcp => self.opaque(&port.servers[0]).map(Serves::Tcp),
         }
@@ -72,9 +78,9 @@ impl Place<'_> {
     }
 
     /// Names with their rules: those of all VirtualServices that serve a name, one behind the other (VS-017, GW-060).
-    fn virtual_hosts(&mut self, port: &Port<'_>, tables: &mut Tables) -> Vec<VirtualHost> {
+    fn virtual_hosts(&mut self, servers: &[Server<'_>], place: &str, tables: &mut Tables) -> Vec<VirtualHost> {
         let mut names: BTreeMap<String, Named> = BTreeMap::new();
-        for server in &port.servers {
+        for server in servers {
             self.client.gateway = Some(server.id());
             for (candidate, served) in self.bound(server) {
                 let Some(rules) = self.client.rules(candidate.service, server.number) else {
@@ -96,7 +102,7 @@ impl Place<'_> {
         }
         let mut by_table: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, named) in names {
-            if let Some(table) = named.table(port.number, &name, tables) {
+            if let Some(table) = named.table(place, &name, tables) {
                 by_table.entry(table).or_default().push(name);
             }
         }
@@ -104,11 +110,35 @@ impl Place<'_> {
         by_table.into_iter().map(host).collect()
     }
 
+    /// Servers at which TLS ends: each with its own names and rules (GW-057, GW-065, GW-069).
+    fn terminated(&mut self, port: &Port<'_>, tables: &mut Tables) -> Vec<TlsServer> {
+        let mut out = Vec::new();
+        for (n, server) in port.servers.iter().enumerate() {
+            let Some(tls) = server.termination() else { continue };
+            let serves = if server.is_https() {
+                let place = format!("{}:{n}", port.number);
+                Some(Serves::Http(self.virtual_hosts(
+                    std::slice::from_ref(server),
+                    &place,
+                    tables,
+                )))
+            } else {
+                self.opaque(server).map(Serves::Tcp)
+            };
+            out.extend(serves.map(|serves| TlsServer {
+                sni: server.hosts().collect(),
+                tls,
+                serves,
+            }));
+        }
+        out
+    }
+
     /// Rules for TLS that passes through, the most specific name first (VS-163, VS-166, VS-167, GW-058).
     fn server_names(&mut self, port: &Port<'_>) -> Vec<TlsRule> {
         let mut taken: BTreeSet<String> = BTreeSet::new();
         let mut out: Vec<(usize, TlsRule)> = Vec::new();
-        for server in &port.servers {
+        for server in port.servers.iter().filter(|server| server.termination().is_none()) {
             self.client.gateway = Some(server.id());
             for (Candidate { service, .. }, _) in self.bound(server) {
                 let own = namespace_of(service);
@@ -188,10 +218,10 @@ impl Named {
     }
 
     /// Names the table of it all.
-    fn table(self, port: u16, name: &str, tables: &mut Tables) -> Option<String> {
+    fn table(self, place: &str, name: &str, tables: &mut Tables) -> Option<String> {
         if let Some(origin) = self.redirect {
             let base = format!("{}/{}:redirect", origin.namespace, origin.name);
-            let here = format!("{base}:{port}");
+            let here = format!("{base}:{place}");
             return tables.add(origin, &[base, here], vec![to_https()]);
         }
         let origin = self.parts.first()?.0.clone();
@@ -207,7 +237,7 @@ impl Named {
         let (last, mut rules): (Vec<Rule>, Vec<Rule>) = all.partition(is_catch_all);
         rules.extend(last);
         let base = format!("{}/{}", origin.namespace, origin.name);
-        let by_port = format!("{base}:{port}");
+        let by_port = format!("{base}:{place}");
         let by_name = format!("{by_port}:{name}");
         tables.add(origin, &[base, by_port, by_name], rules)
     }
