@@ -682,8 +682,7 @@ impl Clusters {
             self.by_id.clear();
             self.by_id.resize(config.clusters.len(), None);
             self.config = Some(config.clone());
-            let hosts: std::collections::HashSet<&str> = config.hosts.iter().map(|host| &*host.host).collect();
-            lookups.retain(|host| hosts.contains(host));
+            lookups.retain(&config.hosts);
             // What no configuration names any more goes with its last request.
             let names: std::collections::HashSet<&str> = config.clusters.iter().map(|c| &*c.name).collect();
             self.by_name.retain(|name, _| names.contains(&**name));

@@ -3,7 +3,7 @@
 //! A name is looked up when it is first used, once for all workers, and again when its answer expires for as long as it
 //! is used. An idle proxy asks nothing. After a failure the last good answer stays.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -194,9 +194,15 @@ impl Lookups {
         Some(endpoints)
     }
 
-    /// Forgets hosts that no configuration names any more; their names go when they are no longer used.
-    pub fn retain(&self, is_known: impl Fn(&str) -> bool) {
-        lock(&self.hosts).retain(|host, _| is_known(host));
+    /// Forgets hosts that a configuration no longer names; their names go when they are no longer used.
+    pub fn retain(&self, hosts: &[Arc<Host>]) {
+        let mut made = lock(&self.hosts);
+        // Most configurations have none, and a thousand other hosts.
+        if made.is_empty() {
+            return;
+        }
+        let known: HashSet<&str> = hosts.iter().map(|host| &*host.host).collect();
+        made.retain(|host, _| known.contains(&**host));
     }
 }
 

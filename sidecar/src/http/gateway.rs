@@ -8,7 +8,7 @@ use bytes::Bytes;
 use weft_bundle::model::Serves;
 
 use super::client::Response;
-use super::outbound::{follow, is_removed, name_of, strip_outside, uuid};
+use super::outbound::{Caller, follow, is_removed, name_of, strip_outside, uuid};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
 use super::route::split_port;
@@ -65,14 +65,13 @@ async fn serve(
     // A port in the Host may be that of the Service or of the pod (BYD-064).
     let is_own = split_port(&head.authority).1 == Some(listener.port);
     let port = if is_own { listener.port } else { listener.service_port };
-    let table = domain.http.clone();
-    let caller = super::outbound::Caller {
+    let caller = Caller {
         pod: None,
         dialled: None,
         port,
         audience: Audience::Outside,
     };
-    follow(worker, snapshot, &table, caller, head, body, meter, exchange).await
+    follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange).await
 }
 
 /// Takes out what only proxies may say, and adds what every forwarded request carries (GW-072, GW-076, ID-123, TRC-022).
