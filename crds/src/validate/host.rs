@@ -44,11 +44,17 @@ pub fn is_label(label: &str) -> bool {
     !label.is_empty() && label.len() <= 63 && label.bytes().all(ok) && !label.starts_with('-') && !label.ends_with('-')
 }
 
+/// A host as it is compared with others: lower case, without a final dot.
+#[must_use]
+pub fn canonical(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
 /// The full name that a host of a resource means: one without a dot is completed with the resource's namespace
-/// (SM-053..SM-055). Lower case, without a final dot.
+/// (SM-053..SM-055). It is [`canonical`].
 #[must_use]
 pub fn expand(host: &str, namespace: &str, cluster_domain: &str) -> String {
-    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let host = canonical(host);
     if host.contains('.') || host.contains('*') || host.parse::<IpAddr>().is_ok() {
         return host;
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use weft_bundle::pack::shard_of;
 use weft_crds::ServiceEntry;
 use weft_crds::service_entry::AllocatedAddress;
+use weft_crds::validate::host::canonical;
 
 /// Label that keeps an entry from getting addresses.
 const OPT_OUT: &str = "networking.istio.io/enable-autoallocate-ip";
@@ -28,8 +29,8 @@ impl Allocated {
         let wanting = || entries.iter().filter(|entry| is_wanted(entry));
         for entry in wanting() {
             for known in entry.status.iter().flat_map(|status| &status.addresses) {
-                let id = (namespace(entry).to_owned(), name(&known.host));
-                let is_host = entry.spec.hosts.iter().any(|host| name(host) == id.1);
+                let id = (namespace(entry).to_owned(), canonical(&known.host));
+                let is_host = entry.spec.hosts.iter().any(|host| canonical(host) == id.1);
                 let Some(number) = number(&known.value).filter(|_| is_host && !out.contains_key(&id)) else {
                     continue;
                 };
@@ -40,7 +41,7 @@ impl Allocated {
         }
         for entry in wanting() {
             let is_dynamic = entry.spec.resolution.as_deref() == Some("DYNAMIC_DNS");
-            let hosts = entry.spec.hosts.iter().map(|host| name(host));
+            let hosts = entry.spec.hosts.iter().map(|host| canonical(host));
             for host in hosts.filter(|host| is_dynamic || !host.starts_with('*')) {
                 let id = (namespace(entry).to_owned(), host);
                 if out.contains_key(&id) || taken.len() >= usize::from(COUNT) {
@@ -74,7 +75,7 @@ impl Allocated {
             return Vec::new();
         }
         let of = |host: &String| {
-            let addresses = self.of(namespace(entry), &name(host)).into_iter();
+            let addresses = self.of(namespace(entry), &canonical(host)).into_iter();
             let allocated = addresses.map(|address| AllocatedAddress {
                 value: address.to_string(),
                 host: host.clone(),
@@ -96,10 +97,6 @@ fn is_wanted(entry: &ServiceEntry) -> bool {
 
 fn namespace(entry: &ServiceEntry) -> &str {
     entry.metadata.namespace.as_deref().unwrap_or_default()
-}
-
-fn name(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 /// 240.240.0.0/16 and 2001:2::/48.
@@ -127,32 +124,21 @@ mod tests {
 
     use super::*;
 
-    fn entry(namespace: &str, fields: serde_json::Value) -> Arc<ServiceEntry> {
+    fn entry(namespace: &str, fields: &serde_json::Value) -> Arc<ServiceEntry> {
         let mut object = json!({
             "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
             "metadata": {"name": "x", "namespace": namespace},
             "spec": {"hosts": ["a.example"], "resolution": "DNS"},
         });
-        json_patch_merge(&mut object, fields);
+        json_patch::merge(&mut object, fields);
         Arc::new(serde_json::from_value(object).expect("entry"))
-    }
-
-    fn json_patch_merge(object: &mut serde_json::Value, fields: serde_json::Value) {
-        match (object, fields) {
-            (serde_json::Value::Object(object), serde_json::Value::Object(fields)) => {
-                for (name, value) in fields {
-                    json_patch_merge(object.entry(name).or_insert(json!(null)), value);
-                }
-            }
-            (object, value) => *object = value,
-        }
     }
 
     // spec: SE-032, SE-033
     #[test]
     fn each_host_has_an_address_of_its_own_that_follows_from_its_name() {
         let entries: Vec<_> = (0..300)
-            .map(|n| entry("app", json!({"spec": {"hosts": [format!("h{n}.example")]}})))
+            .map(|n| entry("app", &json!({"spec": {"hosts": [format!("h{n}.example")]}})))
             .collect();
         let all = Allocated::new(&entries);
         let mut reversed = entries.clone();
@@ -178,19 +164,19 @@ mod tests {
     #[test]
     fn what_the_status_says_is_kept() {
         let status = |value: &str| json!({"status": {"addresses": [{"value": value, "host": "a.example"}]}});
-        let entries = [entry("app", status("240.240.7.7"))];
+        let entries = [entry("app", &status("240.240.7.7"))];
         let allocated = Allocated::new(&entries);
         assert_eq!(allocated.of("app", "a.example")[0].to_string(), "240.240.7.7");
         assert_eq!(allocated.status(&entries[0])[0].value, "240.240.7.7");
         // Two that say the same: the older one has it.
         let entries = [
-            entry("app", status("240.240.7.7")),
-            entry("other", status("240.240.7.7")),
+            entry("app", &status("240.240.7.7")),
+            entry("other", &status("240.240.7.7")),
         ];
         let allocated = Allocated::new(&entries);
         assert_ne!(allocated.of("other", "a.example"), allocated.of("app", "a.example"));
         // Addresses of others are none.
-        let allocated = Allocated::new(&[entry("app", status("10.0.0.1"))]);
+        let allocated = Allocated::new(&[entry("app", &status("10.0.0.1"))]);
         assert!(allocated.of("app", "a.example")[0].to_string().starts_with("240.240."));
     }
 
@@ -203,7 +189,7 @@ mod tests {
             json!({"metadata": {"labels": {OPT_OUT: "false"}}}),
             json!({"spec": {"hosts": ["*.example"]}}),
         ] {
-            let entries = [entry("app", fields.clone())];
+            let entries = [entry("app", &fields)];
             let host = &entries[0].spec.hosts[0];
             assert!(Allocated::new(&entries).of("app", host).is_empty(), "{fields}");
         }

@@ -10,6 +10,7 @@ use weft_bundle::key::{TLS_MODE_LABEL, canonical_name, canonical_revision};
 use weft_bundle::pack::{EndpointInput, HostInput};
 use weft_bundle::wire::{Dns, DnsTarget, Health, MeshTls, MtlsMode, PeerWorkload};
 use weft_crds::service_entry::LabelSelector;
+use weft_crds::validate::host::canonical;
 use weft_crds::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 
 use super::service::{Registered, Resolution};
@@ -140,11 +141,7 @@ pub(super) fn dns(shared: &Shared<'_>, service: &Registered<'_>) -> Option<Dns> 
     for entry in &service.entries {
         let mut add = |spec: &WorkloadEntrySpec, own: Option<&BTreeMap<String, String>>| {
             let labels = labels(spec, own);
-            let name = spec
-                .address
-                .strip_suffix('.')
-                .unwrap_or(&spec.address)
-                .to_ascii_lowercase();
+            let name = canonical(&spec.address);
             if name.is_empty() || name.starts_with(UNIX) {
                 return;
             }

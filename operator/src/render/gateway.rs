@@ -7,6 +7,7 @@ use std::sync::Arc;
 use weft_bundle::key::KeyInputs;
 use weft_crds::Gateway;
 use weft_crds::gateway as api;
+use weft_crds::validate::host::canonical;
 
 use super::{ObjectReport, Shared, inbound};
 use crate::world::{Kind, ObjectRef, age};
@@ -73,11 +74,10 @@ pub(super) struct Port<'a> {
     pub(super) servers: Vec<Server<'a>>,
 }
 
-/// A server that is not served, and why.
+/// A server that gives way to an older one, and why.
 #[derive(Debug)]
 struct Skipped<'a> {
     gateway: &'a Gateway,
-    reason: &'static str,
     message: String,
 }
 
@@ -116,7 +116,6 @@ fn merge<'a>(shared: &Shared<'a>, inputs: &KeyInputs) -> (Vec<Port<'a>>, Vec<Ski
                 if let Some(problem) = problem {
                     skipped.push(Skipped {
                         gateway,
-                        reason: "Conflicted",
                         message: format!("spec.servers[{n}] is not served on port {number}: {problem}"),
                     });
                 }
@@ -223,8 +222,7 @@ impl Translation {
 
 /// A host without the namespace in front, lower case (GW-111).
 fn bare(host: &str) -> String {
-    let name = host.split_once('/').map_or(host, |(_, name)| name);
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+    canonical(host.split_once('/').map_or(host, |(_, name)| name))
 }
 
 /// Reports servers that give way to others or are not supported, and Gateways that no workload serves (GW-005, GW-061,
@@ -257,7 +255,7 @@ pub(super) fn report(
     for inputs in workloads {
         for skipped in merge(shared, inputs).1 {
             if let Some(report) = reports.get_mut(&reference(skipped.gateway)) {
-                report.refused.get_or_insert((skipped.reason, skipped.message));
+                report.refused.get_or_insert(("Conflicted", skipped.message));
             }
         }
     }

@@ -73,7 +73,7 @@ impl<'a> Imports<'a> {
                 let entries = entries.map(|entry| Entry {
                     excludes: entry.excludes,
                     namespace: entry.namespace.replace('.', namespace),
-                    name: entry.name.strip_suffix('.').unwrap_or(entry.name).to_ascii_lowercase(),
+                    name: host::canonical(entry.name),
                 });
                 Listener {
                     port,

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_bundle::wire::{Protocol, Subnet};
 use weft_crds::ServiceEntry;
 use weft_crds::validate::check;
+use weft_crds::validate::host::canonical;
 
 use super::allocate::Allocated;
 use super::scope::Imports;
@@ -268,7 +269,7 @@ impl<'a> Services<'a> {
         for entry in sources.service_entries {
             let namespace = entry.metadata.namespace.as_deref().unwrap_or_default();
             for host in &entry.spec.hosts {
-                let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+                let host = canonical(host);
                 let known = by_host.entry(host.clone()).or_default();
                 match known.iter_mut().find(|known| known.namespace == namespace) {
                     // A host may be listed twice.
