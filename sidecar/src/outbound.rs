@@ -268,14 +268,14 @@ async fn open(
         Ok(Some(Verdict::Tls)) if is_tls => {
             let hello = detect::hello(&mut incoming.io, &mut incoming.buffer).await;
             let sni = hello.ok().and_then(|hello| hello.server_name).unwrap_or_default();
-            let sni = sni.strip_suffix('.').unwrap_or(&sni).to_ascii_lowercase();
+            let sni = sni.strip_suffix('.').unwrap_or(&sni);
             let named = ports.iter().filter(|port| port.protocol != Protocol::Tcp);
             let ruled = named.clone().find_map(|port| {
-                let rule = port.tls.iter().find(|rule| rule.fits(&sni, incoming.dialled.ip()))?;
-                Some(Route::Rule(&rule.destinations, Some(&sni)))
+                let rule = port.tls.iter().find(|rule| rule.fits(sni, incoming.dialled.ip()))?;
+                Some(Route::Rule(&rule.destinations, Some(sni)))
             });
             let by_name = || {
-                let best = named.filter_map(|port| Some((port.fits_name(&sni)?, port)));
+                let best = named.filter_map(|port| Some((port.fits_name(sni)?, port)));
                 best.max_by_key(|(rank, _)| *rank).map(|(_, port)| Route::Port(port))
             };
             let declared = || {
