@@ -210,6 +210,12 @@ fn the_trust_domain_is_the_options_else_the_mesh_configs() {
         )
     };
     let run = Run::sample(Way::Namespaces, &["--quiet"]).ready();
+    // A connection keeps the identity that it was made with (ID-115): each request has one of its own here.
+    run.save(
+        "fresh.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: fresh, namespace: sample}\nspec:\n  \
+         host: forecast\n  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}\n",
+    );
     let caller = || run.get("frontend", "http://forecast/")["body"]["caller"].clone();
     assert_eq!(caller(), "spiffe://cluster.local/ns/sample/sa/frontend");
     run.save("mesh.yaml", &config("example.org"));
