@@ -147,7 +147,7 @@ pub(super) fn dns(shared: &Shared<'_>, service: &Registered<'_>) -> Option<Dns> 
             }
             targets.push(DnsTarget {
                 name,
-                ports: ports(entry, spec),
+                ports: ports(service, entry, spec),
                 locality: written_locality(spec, &labels),
                 weight: weight(spec),
                 tls: tls(shared, service, spec, &labels),
@@ -191,17 +191,16 @@ fn labels(spec: &WorkloadEntrySpec, own: Option<&BTreeMap<String, String>>) -> B
 }
 
 /// Ports of an endpoint by the names of the entry's ports (SE-034).
-fn ports(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec) -> BTreeMap<String, u16> {
-    let number = |port: &weft_crds::service_entry::ServicePort| {
-        let own = endpoint.ports.get(&port.name).copied();
-        let target = port.target_port.filter(|p| *p > 0);
-        u16::try_from(own.or(target).unwrap_or(port.number))
-            .ok()
-            .filter(|p| *p > 0)
-    };
+fn ports(service: &Registered<'_>, entry: &ServiceEntry, endpoint: &WorkloadEntrySpec) -> BTreeMap<String, u16> {
+    let number = |number: i64| u16::try_from(number).ok().filter(|n| *n > 0);
     let ports = entry.spec.ports.iter();
     ports
-        .filter_map(|port| Some((port.name.clone(), number(port)?)))
+        .filter_map(|port| {
+            let own = endpoint.ports.get(&port.name).copied();
+            let target = port.target_port.filter(|p| *p > 0);
+            let name = service.port_name(&port.name, number(port.number)?);
+            Some((name, number(own.or(target).unwrap_or(port.number))?))
+        })
         .collect()
 }
 
@@ -280,7 +279,7 @@ fn of_entries(
         |entry: &&&Arc<ServiceEntry>| !matches!(entry.spec.resolution.as_deref(), Some("DNS" | "DNS_ROUND_ROBIN"));
     for entry in service.entries.iter().filter(listed) {
         let inline = entry.spec.endpoints.iter();
-        out.extend(inline.filter_map(|spec| written(shared, service, ports(entry, spec), spec, None)));
+        out.extend(inline.filter_map(|spec| written(shared, service, ports(service, entry, spec), spec, None)));
         let Some(selector) = &entry.spec.workload_selector else {
             continue;
         };
@@ -290,7 +289,7 @@ fn of_entries(
             out.extend(written(
                 shared,
                 service,
-                ports(entry, &selected.spec),
+                ports(service, entry, &selected.spec),
                 &selected.spec,
                 own,
             ));
@@ -304,7 +303,7 @@ fn of_entries(
             if let Some(address) = super::keys::address(pod) {
                 let described = describe(shared, address, Some(pod), Health::Ready, localities);
                 out.push(EndpointInput {
-                    ports: ports(entry, &WorkloadEntrySpec::default()),
+                    ports: ports(service, entry, &WorkloadEntrySpec::default()),
                     ..described
                 });
             }

@@ -199,17 +199,26 @@ impl<'a> Registered<'a> {
                 spec(first) == spec(entry)
             });
         if is_like {
-            let more = entry_ports(entry, self.resolution);
-            let is_new = |port: &Port| {
-                self.ports
-                    .iter()
-                    .all(|p| p.number != port.number && p.name != port.name)
-            };
-            let more: Vec<_> = more.into_iter().filter(is_new).collect();
-            self.ports.extend(more);
+            for mut port in entry_ports(entry, self.resolution) {
+                if self.ports.iter().any(|p| p.name == port.name) {
+                    // Two ports may have one name in two entries; endpoints are told apart by it.
+                    port.name = apart(&port.name, port.number);
+                }
+                let is_new = |p: &Port| p.number != port.number && p.name != port.name;
+                if self.ports.iter().all(is_new) {
+                    self.ports.push(port);
+                }
+            }
             self.ports.sort_by_key(|p| p.number);
         }
         self.entries.push(entry);
+    }
+
+    /// The name by which endpoints of an entry have a port of this name and number.
+    pub(super) fn port_name(&self, name: &str, number: u16) -> String {
+        let apart = apart(name, number);
+        let is_apart = self.service.is_none() && self.ports.iter().any(|p| p.name == apart);
+        if is_apart { apart } else { name.to_owned() }
     }
 
     /// Names of which a server's certificate must carry one (SE-018, SE-019).
@@ -451,6 +460,11 @@ fn entry_ports(entry: &ServiceEntry, resolution: Resolution) -> Vec<Port> {
         .collect();
     ports.sort_by_key(|p| p.number);
     ports
+}
+
+/// Name of a port whose own one is another port's already.
+fn apart(name: &str, number: u16) -> String {
+    format!("{name}:{number}")
 }
 
 /// Protocol that a field states (SE-005); `None`: it is detected.

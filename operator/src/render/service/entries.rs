@@ -249,6 +249,20 @@ fn entries_of_one_host_and_namespace_are_one() {
         .map(|e| e.ports.clone())
         .collect();
     assert_eq!(of, [[("p80".to_owned(), 80)].into(), [("p81".to_owned(), 81)].into()]);
+    // Also where both name their port alike: each has its own endpoints.
+    let alike = |name: &str, age: u32, port: u16| one(name, age, port, "").replace(&format!("p{port}"), "http");
+    let output = render(&(alike("a", 2, 80) + &alike("b", 1, 81)));
+    let found = find(&bundle(&output, "app/client"), "a.example").clone();
+    let names: Vec<_> = found.ports.iter().map(|p| (p.port, p.name.as_str())).collect();
+    assert_eq!(names, [(80, "http"), (81, "http:81")]);
+    let of: Vec<_> = endpoints(&output, "app", "a.example")
+        .iter()
+        .map(|e| e.ports.clone())
+        .collect();
+    assert_eq!(
+        of,
+        [[("http".to_owned(), 80)].into(), [("http:81".to_owned(), 81)].into()]
+    );
     // Those that differ in what they export add endpoints, and no port.
     let output = render(&(one("a", 2, 80, "") + &one("b", 1, 81, ", exportTo: [.]")));
     let found = find(&bundle(&output, "app/client"), "a.example").clone();
