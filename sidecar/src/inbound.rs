@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
+use weft_bundle::model::Config;
 use weft_bundle::wire::{InboundDestination, InboundTarget, MtlsMode, Policy, Protocol};
 
 use crate::cluster::{Peer, Permit};
@@ -39,6 +40,8 @@ struct Rules {
     port: u16,
     protocol: Protocol,
     mode: MtlsMode,
+    /// Where the connection was to go.
+    dialled: SocketAddr,
     /// Where the application listens.
     target: SocketAddr,
     compatible: bool,
@@ -60,7 +63,7 @@ impl Http {
             downstream: Arc::new(downstream),
             handler: Handler::Inbound {
                 port: rules.port,
-                target: rules.target,
+                dialled: rules.dialled,
             },
         }
     }
@@ -84,25 +87,12 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, target: SocketAddr) 
     let number = incoming.dialled.port();
     let config = &snapshot.config;
     let known = config.inbound.port(number);
-    let target = match (known.and_then(|port| port.target), config.inbound.destination) {
-        // A Sidecar says where the application listens (SE-089).
-        (Some(InboundTarget::Pod(port)), _) => SocketAddr::new(target.ip(), port),
-        (Some(InboundTarget::Loopback(address)), _) => address,
-        (None, InboundDestination::Passthrough) => target,
-        (None, InboundDestination::Localhost) => {
-            let ip: IpAddr = if target.is_ipv4() {
-                Ipv4Addr::LOCALHOST.into()
-            } else {
-                Ipv6Addr::LOCALHOST.into()
-            };
-            SocketAddr::new(ip, target.port())
-        }
-    };
     let rules = Rules {
         port: number,
         protocol: known.map_or(Protocol::Auto, |port| port.protocol),
         mode: config.inbound.mode(number),
-        target,
+        dialled: target,
+        target: application(config, number, target),
         compatible: config.mesh.istio_compatibility,
         detection: Duration::from_millis(config.mesh.detection_timeout_ms),
     };
@@ -121,6 +111,25 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, target: SocketAddr) 
             }
         },
         MtlsMode::Permissive => permissive(worker, incoming, rules).await,
+    }
+}
+
+/// Where the application listens for a port that a connection arrived for: as a Sidecar says (SE-089), else as the mesh.
+#[must_use]
+pub fn application(config: &Config, port: u16, dialled: SocketAddr) -> SocketAddr {
+    let target = config.inbound.port(port).and_then(|port| port.target);
+    match (target, config.inbound.destination) {
+        (Some(InboundTarget::Pod(port)), _) => SocketAddr::new(dialled.ip(), port),
+        (Some(InboundTarget::Loopback(address)), _) => address,
+        (None, InboundDestination::Passthrough) => dialled,
+        (None, InboundDestination::Localhost) => {
+            let ip: IpAddr = if dialled.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            };
+            SocketAddr::new(ip, dialled.port())
+        }
     }
 }
 

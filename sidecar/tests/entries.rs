@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use support::rules::{client_hello, dialling, greeter, greeting, named};
 use support::{Client, LIMIT, Proxy, address, workload};
+use weft_sidecar::shared::Role;
 
 const REGISTRY_ONLY: &str = "mesh: {outboundPolicy: REGISTRY_ONLY}\n";
 
@@ -175,4 +176,35 @@ fn http_goes_by_its_host_to_what_the_names_stand_for() {
     assert_eq!(get(&proxy, "a.example"), (200, "app".to_owned()));
     assert_eq!(get(&proxy, "b.example"), (503, "no healthy upstream".to_owned()));
     assert_eq!(get(&proxy, "c.example"), (502, String::new()));
+}
+
+// spec: SE-070, SE-086, SE-089, SE-090
+#[test]
+fn a_sidecar_says_where_the_application_listens_for_connections_that_are_there_too() {
+    let (app, first, second) = (named("app"), named("first"), named("second"));
+    let bundle = |target: &str| {
+        format!(
+            "{}inbound: {{ports: [{{port: {}, protocol: http{target}}}]}}\n",
+            workload("app/echo"),
+            app.address.port()
+        )
+    };
+    let to = |address: SocketAddr| bundle(&format!(", target: {{loopback: '{address}'}}"));
+    let listener = SocketAddr::new(address(), 0);
+    let role = Role::Explicit {
+        target: app.address,
+        port: app.address.port(),
+    };
+    let proxy = Proxy::start(vec![(listener, role)], &bundle(""), "hosts: []\n", None);
+    let mut client = Client::connect(proxy.addresses[0]);
+    let mut ask = || client.get("/", "").text();
+    assert_eq!(ask(), "app");
+    proxy.configure(&to(first.address));
+    assert_eq!(ask(), "first");
+    proxy.configure(&to(second.address));
+    assert_eq!(ask(), "second");
+    proxy.configure(&bundle(&format!(", target: {{pod: {}}}", app.address.port())));
+    assert_eq!(ask(), "app");
+    proxy.configure(&to(first.address));
+    assert_eq!(get(&proxy, "echo"), (200, "first".to_owned()));
 }

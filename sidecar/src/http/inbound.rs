@@ -20,7 +20,7 @@ use crate::worker::Worker;
 pub(super) async fn handle(
     worker: &Rc<Worker>,
     port: u16,
-    target: SocketAddr,
+    dialled: SocketAddr,
     mut head: RequestHead,
     body: Body,
     meter: &Rc<Meter>,
@@ -71,6 +71,8 @@ pub(super) async fn handle(
             .filter(|_| !by_client)
             .map_or(Protocol::Auto, |port| port.protocol);
         let client = downstream.remote.ip();
+        // The newest configuration holds for connections that were there before it (SE-070).
+        let target = crate::inbound::application(&snapshot.config, port, dialled);
         let direct = Direct {
             peer: worker.application(target, client),
             version: version(protocol, head.version),

@@ -60,8 +60,8 @@ pub enum Handler {
     Inbound {
         /// Port of the pod.
         port: u16,
-        /// Where the application listens.
-        target: SocketAddr,
+        /// Where its connection was to go.
+        dialled: SocketAddr,
     },
     /// Requests of clients outside.
     Gateway(Arc<OpenPort>),
@@ -80,7 +80,9 @@ impl Handler {
             &Self::Outbound { dialled, proxy } => {
                 outbound::handle(worker, dialled, proxy, head, body, meter, exchange).await
             }
-            &Self::Inbound { port, target } => inbound::handle(worker, port, target, head, body, meter, exchange).await,
+            &Self::Inbound { port, dialled } => {
+                inbound::handle(worker, port, dialled, head, body, meter, exchange).await
+            }
             Self::Gateway(port) => gateway::handle(worker, port, head, body, meter, exchange).await,
         }
     }
