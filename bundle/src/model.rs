@@ -153,6 +153,8 @@ pub struct InboundPort {
     pub number: u16,
     /// Protocol.
     pub protocol: wire::Protocol,
+    /// Requests of gRPC-Web are translated (SM-026).
+    pub grpc_web: bool,
     /// Mode.
     pub mtls: wire::MtlsMode,
     /// Host of the Service that telemetry shows (MET-032).
@@ -199,6 +201,8 @@ pub struct Port {
     pub number: u16,
     /// Protocol.
     pub protocol: wire::Protocol,
+    /// Requests of gRPC-Web are translated (SM-026).
+    pub grpc_web: bool,
     /// HTTP rules.
     pub http: Arc<RouteTable>,
     /// Rules for TLS that passes through, most specific first.

@@ -298,6 +298,9 @@ pub struct InboundPort {
     /// Protocol of the oldest Service that leads here (SM-027).
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
+    /// Requests of gRPC-Web are translated to gRPC (SM-026); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grpc_web: bool,
     /// Mode of this port; absent: [`Inbound::mtls`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<MtlsMode>,
@@ -420,6 +423,9 @@ pub struct HostPort {
     /// Protocol.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
+    /// Requests of gRPC-Web are translated to gRPC (SM-026); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grpc_web: bool,
     /// Name of the [`RouteTable`] of HTTP requests; absent: all go to this host under [`Mesh::retry`] (SM-048).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,

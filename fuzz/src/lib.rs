@@ -13,17 +13,18 @@ mod words;
 pub use configuration::{bundle_load, endpoints_load};
 pub use first_bytes::{client_hello, detection};
 pub use http1::{http1_head, http1_requests, http1_response};
-pub use words::{path_normalization, peer_metadata};
+pub use words::{grpc_web_text, path_normalization, peer_metadata};
 
 /// What a target runs.
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its program and of its folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("bundle_load", bundle_load),
     ("client_hello", client_hello),
     ("detection", detection),
     ("endpoints_load", endpoints_load),
+    ("grpc_web_text", grpc_web_text),
     ("http1_head", http1_head),
     ("http1_requests", http1_requests),
     ("http1_response", http1_response),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use data_encoding::BASE64;
 use weft_bundle::wire::PathNormalization;
+use weft_sidecar::http::grpc_web::Decoder;
 use weft_sidecar::http::metadata::Peers;
 use weft_sidecar::http::path::normalize;
 
@@ -45,4 +47,27 @@ pub fn peer_metadata(data: &[u8]) {
         );
     }
     assert_eq!(first, peers.get(&said, Some(&id)));
+}
+
+/// A text is read to its end or refused, wherever it is cut, and is what stands for what was read of it.
+pub fn grpc_web_text(data: &[u8]) {
+    let Some((&first, text)) = data.split_first() else {
+        return;
+    };
+    let read = |cut: usize| {
+        let mut decoder = Decoder::default();
+        let mut out = Vec::new();
+        for part in text.chunks(cut) {
+            out.append(&mut decoder.decode(part).ok()?);
+        }
+        decoder.is_complete().then_some(out)
+    };
+    let cut = usize::from(first % 16) + 1;
+    let whole = read(text.len().max(1));
+    assert_eq!(read(cut), whole, "{cut}");
+    if let Some(bytes) = whole
+        && !text[..text.len().saturating_sub(2)].contains(&b'=')
+    {
+        assert_eq!(BASE64.encode(&bytes).as_bytes(), text);
+    }
 }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod direct;
 pub mod forward;
 mod gateway;
+pub mod grpc_web;
 pub mod h1;
 pub mod h2;
 mod head;

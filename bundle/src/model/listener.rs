@@ -9,6 +9,8 @@ pub struct Listener {
     pub port: u16,
     /// Port of the Service in front of it, by which rules call it.
     pub service_port: u16,
+    /// Requests of gRPC-Web are translated (SM-026).
+    pub grpc_web: bool,
     /// What is served there.
     pub serves: Serves,
 }

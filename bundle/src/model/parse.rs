@@ -333,6 +333,7 @@ impl Parser {
             host: host.clone(),
             number: wire.port,
             protocol: wire.protocol,
+            grpc_web: wire.grpc_web,
             http,
             tls,
             tcp,
@@ -370,6 +371,7 @@ impl Parser {
             let parsed = Listener {
                 port: listener.port,
                 service_port: listener.service_port.unwrap_or(listener.port),
+                grpc_web: listener.grpc_web,
                 serves,
             };
             if out.insert(listener.port, Arc::new(parsed)).is_some() {
@@ -413,6 +415,7 @@ impl Parser {
             let parsed = InboundPort {
                 number: port.port,
                 protocol: port.protocol,
+                grpc_web: port.grpc_web,
                 mtls: port.mtls.unwrap_or(wire.mtls),
                 host: port.host.as_deref().map(Arc::from),
                 policy: (port.policy != wire::Policy::default()).then(|| Arc::new(port.policy.clone())),

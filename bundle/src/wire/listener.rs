@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, TlsRule};
+use super::{Destination, TlsRule, is_default};
 
 /// A port that a gateway opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub struct Listener {
     /// Port of the Service in front of the pod, by which Gateways and rules call it (GW-013); absent: the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_port: Option<u16>,
+    /// Requests of gRPC-Web are translated to gRPC (SM-026); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grpc_web: bool,
     /// What is served there.
     #[serde(flatten)]
     pub serves: Serves,

@@ -58,6 +58,12 @@ impl<'a> Server<'a> {
             .is_some_and(|tls| tls.https_redirect == Some(true))
     }
 
+    /// Declared to speak gRPC-Web (SM-026).
+    pub(super) fn is_grpc_web(&self) -> bool {
+        let port = self.spec.port.as_ref();
+        port.is_some_and(|port| port.protocol.eq_ignore_ascii_case("GRPC-WEB"))
+    }
+
     /// The Gateway, as `namespace/name`.
     pub(super) fn id(&self) -> String {
         let metadata = &self.gateway.metadata;

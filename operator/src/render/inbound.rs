@@ -10,6 +10,7 @@ use weft_crds::sidecar::{DefaultEndpoint, IstioIngressListener};
 use weft_crds::{PeerAuthentication, Sidecar};
 
 use super::policy::{Chosen, Client};
+use super::service::Spoken;
 use super::{ObjectReport, Shared};
 use crate::world::{Kind, ObjectRef, World, age};
 
@@ -55,7 +56,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
                 continue;
             };
             let number = u16::try_from(port.port).unwrap_or(0);
-            let protocol = super::service::protocol(
+            let Spoken { protocol, grpc_web } = super::service::protocol(
                 port.name.as_deref().unwrap_or_default(),
                 port.app_protocol.as_deref(),
                 number,
@@ -70,6 +71,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
             ports.entry(target).or_insert_with(|| InboundPort {
                 port: target,
                 protocol,
+                grpc_web,
                 mtls: None,
                 policy: policy(),
                 host: Some(host.clone()),
@@ -84,6 +86,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
         let unknown = InboundPort {
             port,
             protocol: weft_bundle::wire::Protocol::Auto,
+            grpc_web: false,
             mtls: None,
             host: None,
             target: None,
@@ -124,9 +127,11 @@ fn ingress(
             Ok(DefaultEndpoint::Pod(port)) => InboundTarget::Pod(port),
             Ok(DefaultEndpoint::Same | DefaultEndpoint::Socket(_)) | Err(_) => InboundTarget::Pod(port),
         };
+        let spoken = super::service::entry_protocol(stated.protocol.as_deref()).unwrap_or_default();
         Some(InboundPort {
             port,
-            protocol: super::service::entry_protocol(stated.protocol.as_deref()).unwrap_or_default(),
+            protocol: spoken.protocol,
+            grpc_web: spoken.grpc_web,
             mtls: None,
             host: known.and_then(|known| known.host.clone()),
             policy: match pool {

@@ -82,6 +82,7 @@ fn bare(shared: &Shared<'_>, inputs: &KeyInputs, service: &Registered<'_>) -> Ho
         port: port.number,
         name: port.name.clone(),
         protocol: port.protocol,
+        grpc_web: port.grpc_web,
         http: None,
         tls: Vec::new(),
         tcp: Vec::new(),

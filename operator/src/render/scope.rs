@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_bundle::key::{KeyInputs, Template};
-use weft_bundle::wire::Protocol;
 use weft_crds::Sidecar;
 use weft_crds::sidecar::HostEntry;
 use weft_crds::validate::host;
 
-use super::service::{Port, Registered};
+use super::service::{Port, Registered, Spoken};
 use super::{ObjectReport, Shared};
 use crate::world::{Kind, ObjectRef, World};
 
@@ -48,7 +47,7 @@ pub(super) struct Imports<'a> {
 /// Hosts that are imported for one port, or for the ports that no other names.
 #[derive(Debug)]
 struct Listener {
-    port: Option<(u16, Option<Protocol>)>,
+    port: Option<(u16, Option<Spoken>)>,
     entries: Vec<Entry>,
 }
 
@@ -116,9 +115,15 @@ impl<'a> Imports<'a> {
         };
         let ports = service.ports.iter().filter_map(|port| {
             let listener = of_port(port.number).filter(|listener| imports(listener))?;
-            let protocol = listener.port.and_then(|(_, protocol)| protocol);
+            let own = Spoken {
+                protocol: port.protocol,
+                grpc_web: port.grpc_web,
+            };
+            let stated = listener.port.and_then(|(_, spoken)| spoken);
+            let Spoken { protocol, grpc_web } = stated.unwrap_or(own);
             Some(Port {
-                protocol: protocol.unwrap_or(port.protocol),
+                protocol,
+                grpc_web,
                 ..port.clone()
             })
         });

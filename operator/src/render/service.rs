@@ -75,10 +75,27 @@ pub(super) struct Port {
     pub(super) number: u16,
     pub(super) name: String,
     pub(super) protocol: Protocol,
+    /// gRPC-Web is translated there (SM-026).
+    pub(super) grpc_web: bool,
     /// Where connections go whose address is the one dialled (SE-024).
     pub(super) kept_target: Option<u16>,
     /// Rules of other hosts reach it, and nothing else (SE-074).
     pub(super) target_only: bool,
+}
+
+/// What a port is declared to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Spoken {
+    pub(super) protocol: Protocol,
+    /// gRPC-Web beside gRPC.
+    pub(super) grpc_web: bool,
+}
+
+impl From<Protocol> for Spoken {
+    fn from(protocol: Protocol) -> Self {
+        let grpc_web = false;
+        Self { protocol, grpc_web }
+    }
 }
 
 /// All services by host, and what is exported where.
@@ -449,10 +466,12 @@ fn entry_ports(entry: &ServiceEntry, resolution: Resolution) -> Vec<Port> {
     let mut ports: Vec<Port> = ports
         .filter_map(|port| {
             let target = port.target_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
+            let Spoken { protocol, grpc_web } = entry_protocol(port.protocol.as_deref()).unwrap_or_default();
             Some(Port {
                 number: u16::try_from(port.number).ok().filter(|n| *n > 0)?,
                 name: port.name.clone(),
-                protocol: entry_protocol(port.protocol.as_deref()).unwrap_or_default(),
+                protocol,
+                grpc_web,
                 kept_target: target.filter(|_| resolution == Resolution::None),
                 target_only: false,
             })
@@ -468,12 +487,9 @@ fn apart(name: &str, number: u16) -> String {
 }
 
 /// Protocol that a field states (SE-005); `None`: it is detected.
-pub(super) fn entry_protocol(text: Option<&str>) -> Option<Protocol> {
+pub(super) fn entry_protocol(text: Option<&str>) -> Option<Spoken> {
     let text = text?.to_ascii_lowercase();
-    match text.as_str() {
-        "grpc-web" => Some(Protocol::Grpc),
-        text => token(text).filter(|_| !text.contains('-')),
-    }
+    token(&text).filter(|_| !text.contains('-') || text == GRPC_WEB)
 }
 
 /// Namespaces that may see an entry (SE-016).
@@ -505,9 +521,11 @@ fn port(port: &ServicePort) -> Option<Port> {
     }
     let number = u16::try_from(port.port).ok().filter(|n| *n > 0)?;
     let name = port.name.clone().unwrap_or_default();
+    let Spoken { protocol, grpc_web } = protocol(&name, port.app_protocol.as_deref(), number);
     Some(Port {
         number,
-        protocol: protocol(&name, port.app_protocol.as_deref(), number),
+        protocol,
+        grpc_web,
         name,
         kept_target: None,
         target_only: false,
@@ -515,32 +533,37 @@ fn port(port: &ServicePort) -> Option<Port> {
 }
 
 /// Protocol of a port (SM-015..SM-021).
-pub(super) fn protocol(name: &str, app_protocol: Option<&str>, number: u16) -> Protocol {
+pub(super) fn protocol(name: &str, app_protocol: Option<&str>, number: u16) -> Spoken {
     let declared = match app_protocol {
-        Some("kubernetes.io/h2c") => Some(Protocol::Http2),
-        Some("kubernetes.io/ws") => Some(Protocol::Http),
-        Some("kubernetes.io/wss") => Some(Protocol::Tls),
+        Some("kubernetes.io/h2c") => Some(Protocol::Http2.into()),
+        Some("kubernetes.io/ws") => Some(Protocol::Http.into()),
+        Some("kubernetes.io/wss") => Some(Protocol::Tls.into()),
         Some(text) => token(text),
         None => token(name),
     };
-    let well_known = matches!(number, 25 | 53 | 3306 | 27017).then_some(Protocol::Tcp);
+    let well_known = matches!(number, 25 | 53 | 3306 | 27017).then(|| Protocol::Tcp.into());
     declared.or(well_known).unwrap_or_default()
 }
 
 /// `<protocol>` or `<protocol>-<suffix>` (SM-016, SM-017).
-fn token(text: &str) -> Option<Protocol> {
+fn token(text: &str) -> Option<Spoken> {
     let text = text.to_ascii_lowercase();
-    if text == "grpc-web" || text.starts_with("grpc-web-") {
-        return Some(Protocol::Grpc);
+    let rest = text.strip_prefix(GRPC_WEB);
+    if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
+        return Some(Spoken {
+            protocol: Protocol::Grpc,
+            grpc_web: true,
+        });
     }
-    Some(match text.split('-').next().unwrap_or_default() {
+    let protocol = match text.split('-').next().unwrap_or_default() {
         "http" | "http_proxy" => Protocol::Http,
         "http2" => Protocol::Http2,
         "grpc" => Protocol::Grpc,
         "https" | "tls" => Protocol::Tls,
         "tcp" | "mongo" | "mysql" | "redis" => Protocol::Tcp,
         _ => return None,
-    })
+    };
+    Some(protocol.into())
 }
 
 /// The field of the Service, else its annotation, else that of its namespace (SM-104, SM-105, SE-099).
@@ -588,12 +611,26 @@ pub(super) fn visibility(export_to: &[String], namespace: &str) -> Option<BTreeS
 
 const MAX_ALIASES: usize = 8;
 
+/// The one protocol with a hyphen in its name.
+const GRPC_WEB: &str = "grpc-web";
+
 #[cfg(test)]
 mod entries;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // spec: SM-016, SM-017, SM-026
+    #[test]
+    fn grpc_web_is_told_from_grpc() {
+        let of_service = |name, app_protocol| protocol(name, app_protocol, 80).grpc_web;
+        assert!(of_service("grpc-web", None) && of_service("GRPC-Web-x", None) && of_service("tcp", Some("grpc-web")));
+        assert!(!of_service("grpc", None) && !of_service("grpc-webx", None) && !of_service("grpc-web", Some("grpc")));
+        let of_entry = |text| entry_protocol(Some(text)).map(|spoken| spoken.grpc_web);
+        assert_eq!(of_entry("GRPC-WEB"), Some(true));
+        assert_eq!((of_entry("GRPC"), of_entry("grpc-web-x")), (Some(false), None));
+    }
 
     // spec: SM-015, SM-016, SM-017, SM-018, SM-019, SM-021
     #[test]
@@ -616,7 +653,7 @@ mod tests {
         ];
         for (name, app_protocol, number, expected) in cases {
             assert_eq!(
-                protocol(name, app_protocol, number),
+                protocol(name, app_protocol, number).protocol,
                 expected,
                 "{name} {app_protocol:?} {number}"
             );

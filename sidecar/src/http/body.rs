@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Headers;
 use super::client::ResponseBody;
-use super::h1;
+use super::{grpc_web, h1};
 
 /// A part of a body.
 #[derive(Debug)]
@@ -32,6 +32,9 @@ pub enum BodyError {
     /// HTTP/2 reset or connection error.
     #[error("read a body")]
     Http2(#[from] h2::Error),
+    /// The client's coding of it was broken, for this reason of `response_code_details`.
+    #[error("decode a body: {0}")]
+    Coding(&'static str),
     /// The route's limit ran out.
     #[error("time limit of the route")]
     Timeout,
@@ -49,6 +52,10 @@ pub enum Body {
     H2(Box<h2::RecvStream>),
     /// Of a response; drives what is left of the request.
     Upstream(Box<ResponseBody>),
+    /// Of a request of gRPC-Web, as gRPC.
+    Decoded(Box<grpc_web::Decoded>),
+    /// Of a response of gRPC, as gRPC-Web.
+    Encoded(Box<grpc_web::Encoded>),
 }
 
 impl Body {
@@ -64,13 +71,17 @@ impl Body {
             Self::H1(conn) => conn.borrow_mut().poll_body(cx),
             Self::H2(stream) => super::h2::poll_frame(stream, cx),
             Self::Upstream(body) => body.poll_frame(cx),
+            Self::Decoded(body) => body.poll_frame(cx),
+            Self::Encoded(body) => body.poll_frame(cx),
         }
     }
 
     /// Goes on with the other direction while this one cannot be written.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
-        if let Self::Upstream(body) = self {
-            body.poll_progress(cx);
+        match self {
+            Self::Upstream(body) => body.poll_progress(cx),
+            Self::Encoded(body) => body.poll_progress(cx),
+            Self::Empty | Self::Full(_) | Self::H1(_) | Self::H2(_) | Self::Decoded(_) => {}
         }
     }
 
@@ -83,13 +94,17 @@ impl Body {
             Self::H1(conn) => conn.borrow().body_is_end(),
             Self::H2(stream) => stream.is_end_stream(),
             Self::Upstream(body) => body.is_end(),
+            Self::Decoded(body) => body.is_end(),
+            Self::Encoded(body) => body.is_end(),
         }
     }
 
     /// Lets the client send its body (RFC 9110, section 10.1.1).
     pub fn send_continue(&self) {
-        if let Self::H1(conn) = self {
-            conn.borrow_mut().send_continue();
+        match self {
+            Self::H1(conn) => conn.borrow_mut().send_continue(),
+            Self::Decoded(body) => body.source().send_continue(),
+            Self::Empty | Self::Full(_) | Self::H2(_) | Self::Upstream(_) | Self::Encoded(_) => {}
         }
     }
 }

@@ -304,7 +304,7 @@ async fn one_try(
         exchange.destination = peer.workload();
         let ask = Ask {
             head,
-            version: upstream_version(plan, head, exchange),
+            version: upstream_version(plan, head),
             client: exchange.downstream.remote,
             dialled: exchange.downstream.local,
         };
@@ -455,11 +455,11 @@ fn pick(
 }
 
 /// HTTP version towards the destination (SM-023, DR-085, DR-086). WebSocket needs HTTP/1.1.
-fn upstream_version(plan: &Plan<'_>, head: &RequestHead, exchange: &Exchange) -> Version {
+fn upstream_version(plan: &Plan<'_>, head: &RequestHead) -> Version {
     if head.upgrade {
         return Version::Http11;
     }
-    let client = if exchange.protocol == Version::Http2 {
+    let client = if head.version == Version::Http2 {
         Version::Http2
     } else {
         Version::Http11

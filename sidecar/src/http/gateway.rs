@@ -69,6 +69,7 @@ async fn serve(
         pod: None,
         dialled: None,
         port,
+        grpc_web: listener.grpc_web,
         audience: Audience::Outside,
     };
     follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange).await

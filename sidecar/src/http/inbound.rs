@@ -11,7 +11,7 @@ use super::client::Response;
 use super::direct::{self, Direct, Limits};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
-use super::{Body, RequestHead, Version, casing, metadata, outbound};
+use super::{Body, RequestHead, Version, casing, grpc_web, metadata, outbound};
 use crate::exchange::{Downstream, Exchange, Flags};
 use crate::shared::DrainPhase;
 use crate::worker::Worker;
@@ -51,6 +51,12 @@ pub(super) async fn handle(
     } else {
         casing::restore(&mut head.headers)
     };
+    let known = snapshot.config.inbound.port(port);
+    let web = if known.is_some_and(|port| port.grpc_web) {
+        grpc_web::Call::of(&head, exchange)
+    } else {
+        None
+    };
     let outcome = if plaintext && snapshot.config.inbound.mode(port) == MtlsMode::Strict {
         // The mode changed while the connection was open (BYD-002).
         Err(Failure {
@@ -62,7 +68,10 @@ pub(super) async fn handle(
         Err(Failure::no_route())
     } else {
         prepare(&mut head, exchange, &downstream);
-        let known = snapshot.config.inbound.port(port);
+        let body = match &web {
+            None => body,
+            Some(web) => web.request(&mut head, body, meter),
+        };
         let policy = known.and_then(|port| port.policy.clone());
         let by_client = policy
             .as_ref()
@@ -105,6 +114,9 @@ pub(super) async fn handle(
         }
         Err(failure) => rescue(failure, exchange, audience),
     };
+    if let Some(web) = web {
+        response = web.response(response);
+    }
     if asked {
         metadata::attach(worker, &snapshot.config, &mut response.head.headers);
     }

@@ -18,7 +18,7 @@ use super::forward::{self, Plan};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, local_reply, rescue};
 use super::route::{self, Found, View, split_port};
-use super::{Body, Headers, RequestHead, ResponseHead, Version, answer, metadata, path};
+use super::{Body, Headers, RequestHead, ResponseHead, Version, answer, grpc_web, metadata, path};
 use crate::balance::Key;
 use crate::exchange::{Details, Exchange, Flags, Target};
 use crate::shared::Snapshot;
@@ -87,11 +87,13 @@ async fn serve(
     } else {
         dialled.port()
     };
-    let Some((table, pod)) = find(worker, config, dialled, proxy, port, &name_of(&head.authority)) else {
+    let Some(place) = find(worker, config, dialled, proxy, port, &name_of(&head.authority)) else {
         return unknown(worker, config, dialled, proxy, &head, body, meter, exchange).await;
     };
+    let Place { table, pod, grpc_web } = place;
     let caller = Caller {
         pod,
+        grpc_web,
         dialled: (!proxy).then_some(dialled),
         port,
         audience: Audience::Own,
@@ -119,6 +121,8 @@ pub(super) struct Caller {
     pub(super) dialled: Option<SocketAddr>,
     /// The port that the client counts as having called.
     pub(super) port: u16,
+    /// That port is declared to speak gRPC-Web.
+    pub(super) grpc_web: bool,
     /// Who is answered.
     pub(super) audience: Audience,
 }
@@ -140,8 +144,14 @@ pub(super) async fn follow(
         pod,
         dialled,
         port,
+        grpc_web,
         audience,
     } = caller;
+    let web = if grpc_web {
+        grpc_web::Call::of(&head, exchange)
+    } else {
+        None
+    };
     let scheme = head.headers.get("x-forwarded-proto").cloned().unwrap_or_default();
     let scheme_seen: &[u8] = if scheme.is_empty() { b"http" } else { &scheme };
     let view = View {
@@ -149,14 +159,25 @@ pub(super) async fn follow(
         scheme: scheme_seen,
         port: (!config.mesh.istio_compatibility).then_some(port),
     };
-    let found = route::find(table, &view).ok_or_else(|| Failure {
-        origin: table.origin.clone(),
-        ..Failure::no_route()
-    })?;
+    let Some(found) = route::find(table, &view) else {
+        let failure = Failure {
+            origin: table.origin.clone(),
+            ..Failure::no_route()
+        };
+        return match web {
+            None => Err(failure),
+            Some(web) => Ok(web.response(rescue(failure, exchange, audience))),
+        };
+    };
     exchange.route = found.log_name();
     let rule = found.rule.clone();
     let matched_log = found.matched.map(std::ptr::from_ref);
     debug_assert!(matched_log.is_none() || !rule.matches.is_empty());
+    // Rules are asked what the client said; whatever comes next has to do with gRPC.
+    let body = match &web {
+        None => body,
+        Some(web) => web.request(&mut head, body, meter),
+    };
 
     // Faults come first, CORS next (VS-132).
     let answered = match inject(&rule.fault, exchange).await {
@@ -207,7 +228,10 @@ pub(super) async fn follow(
         several,
         exchange,
     );
-    Ok(response)
+    Ok(match web {
+        None => response,
+        Some(web) => web.response(response),
+    })
 }
 
 pub(super) fn is_removed(name: &[u8]) -> bool {
@@ -248,15 +272,23 @@ pub(super) struct Pod {
     service: Arc<Host>,
 }
 
-/// The rules for a request, and the pod that was dialled.
-fn find(
-    worker: &Worker,
-    config: &Config,
-    dialled: SocketAddr,
-    proxy: bool,
-    port: u16,
-    name: &str,
-) -> Option<(Arc<RouteTable>, Option<Pod>)> {
+/// What a request asks for.
+struct Place {
+    /// Its rules.
+    table: Arc<RouteTable>,
+    /// The pod that was dialled.
+    pod: Option<Pod>,
+    /// On a port that is declared to speak gRPC-Web.
+    grpc_web: bool,
+}
+
+/// What a request asks for; `None`: nothing that is known.
+fn find(worker: &Worker, config: &Config, dialled: SocketAddr, proxy: bool, port: u16, name: &str) -> Option<Place> {
+    let automatic = |table: &Arc<RouteTable>, pod| Place {
+        table: table.clone(),
+        pod,
+        grpc_web: false,
+    };
     let dialled_pod = |port: &Port| Pod {
         address: dialled,
         service: port.host.clone(),
@@ -266,7 +298,7 @@ fn find(
         if let Some(known) = config.by_address(dialled.ip(), port)
             && !known.protocol.is_http()
         {
-            return Some((known.http.clone(), None));
+            return Some(automatic(&known.http, None));
         }
         let table = worker.shared.endpoints.load();
         let pod = config.headless(port).iter().find(|known| {
@@ -276,7 +308,7 @@ fn find(
                     .is_some_and(|host| host.by_address(dialled.ip()).is_some())
         });
         if let Some(pod) = pod {
-            return Some((pod.http.clone(), Some(dialled_pod(pod))));
+            return Some(automatic(&pod.http, Some(dialled_pod(pod))));
         }
     }
     let domain: &Domain = config.domains(port)?.find(name)?;
@@ -284,7 +316,11 @@ fn find(
         return None;
     }
     let headless = domain.port.as_ref().filter(|port| port.host.headless && !proxy);
-    Some((domain.http.clone(), headless.map(|port| dialled_pod(port))))
+    Some(Place {
+        table: domain.http.clone(),
+        pod: headless.map(|port| dialled_pod(port)),
+        grpc_web: domain.port.as_ref().is_some_and(|port| port.grpc_web),
+    })
 }
 
 enum Answer {

@@ -20,6 +20,8 @@ pub const REPLAY_BYTES: usize = 1024 * 1024;
 pub struct Meter {
     /// Bytes.
     pub bytes: Cell<u64>,
+    /// Bytes that were received beyond those, where a coding was taken off.
+    pub coding: Cell<u64>,
     /// The end was seen.
     pub ended: Cell<bool>,
     /// When the end was seen.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use weft_bundle::wire::Origin;
 
+use super::body::BodyError;
 use super::client::{Response, SendError};
 use super::{Body, ResponseHead, h1};
 use crate::connect::ConnectError;
@@ -180,6 +181,10 @@ impl Failure {
             SendError::Protocol(_) => Self {
                 class: Class::Reset { before_request: false },
                 ..Self::reset(502, Flags::UPE, "protocol error", None)
+            },
+            SendError::RequestBody(BodyError::Coding(word)) => Self {
+                close: true,
+                ..Self::new(400, Flags::DPE, "the body of the request cannot be decoded", word)
             },
             SendError::RequestBody(_) => Self {
                 close: true,

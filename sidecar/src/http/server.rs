@@ -362,6 +362,11 @@ async fn exchange_http1(
     let written = write_body(&conn, &mut response.body, &shape, &mut exchange).await;
     note_meter(&mut exchange, &meter);
     match written {
+        Ok(()) if exchange.grpc => {
+            exchange
+                .grpc_status
+                .get_or_insert(super::rescue::grpc_status(exchange.status));
+        }
         Ok(()) => {}
         Err(Broken::Upstream) => {
             if exchange.flags.is_empty() {
@@ -404,10 +409,19 @@ fn note_response(worker: &Worker, exchange: &mut Exchange, head: &ResponseHead) 
 }
 
 fn note_meter(exchange: &mut Exchange, meter: &Meter) {
-    exchange.bytes_received = meter.bytes.get();
+    exchange.bytes_received = meter.bytes.get() + meter.coding.get();
     exchange.request_messages = meter.messages.count();
     if let Some(at) = meter.ended_at.get() {
         exchange.times.request_end = at.saturating_duration_since(exchange.start);
+    }
+}
+
+/// Notes what gRPC said in a body that was passed on: to a client of gRPC-Web its messages are others.
+fn note_grpc(exchange: &mut Exchange, body: &Body, messages: &Messages) {
+    exchange.response_messages = messages.count();
+    if let Body::Encoded(body) = body {
+        exchange.response_messages = body.messages();
+        exchange.grpc_status = grpc_status(body.status()).or(exchange.grpc_status);
     }
 }
 
@@ -528,7 +542,7 @@ async fn write_body(
         }
     })
     .await;
-    exchange.response_messages = messages.count();
+    note_grpc(exchange, body, &messages);
     outcome
 }
 

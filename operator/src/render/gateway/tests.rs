@@ -648,3 +648,17 @@ fn alternatives_keep_what_they_match() {
         [StringMatch::Prefix("/x".into()), StringMatch::Prefix("/".into())]
     );
 }
+
+// spec: SM-026, GW-012
+#[test]
+fn the_oldest_server_of_a_port_says_whether_it_speaks_grpc_web() {
+    let web = server("GRPC-Web", 80, "a.com");
+    let plain = server("HTTP", 80, "b.com");
+    let of = |first: &str, second: &str| {
+        let documents = gateway("edge/old", 3, &[first]) + &gateway("edge/young", 1, &[second]);
+        listener(&edge(&documents), 80).grpc_web
+    };
+    assert!(of(&web, &plain));
+    assert!(!of(&plain, &web));
+    assert!(!of(&server("GRPC", 80, "a.com"), &web));
+}

@@ -29,6 +29,8 @@ pub(super) fn listeners(client: Client<'_>, tables: &mut Tables) -> Vec<Listener
         Some(Listener {
             port: port.number,
             service_port: (number != port.number).then_some(number),
+            // As with what else is the port's and no name's, the oldest server decides.
+            grpc_web: port.class == Class::Http && port.servers[0].is_grpc_web(),
             serves: place.serves(port, tables)?,
         })
     };

@@ -338,3 +338,27 @@ fn what_a_rule_says_of_a_request_is_said_once_for_all_its_destinations() {
     assert_eq!(rule.retry.map(|retry| retry.attempts), Some(4));
     assert!(rule.fault.is_some());
 }
+
+// spec: SM-016, SM-026, SM-027
+#[test]
+fn ports_of_grpc_web_are_told_to_both_sides() {
+    let ports = "{name: grpc-web, port: 80, targetPort: 8080}, {name: grpc, port: 81, targetPort: 8081}, \
+                 {name: x, port: 82, targetPort: 8082, appProtocol: grpc-web}";
+    let output = render(&service("app/echo", "10.0.0.1", ports));
+    let (client, server) = (bundle(&output, "app/client"), bundle(&output, "app/echo"));
+    for (port, grpc_web) in [(80, true), (81, false), (82, true)] {
+        let of_host = port_of(&client, ECHO, port);
+        assert_eq!(
+            (of_host.protocol, of_host.grpc_web),
+            (Protocol::Grpc, grpc_web),
+            "{port}"
+        );
+        let mut inbound = server.inbound.ports.iter();
+        let inbound = inbound.find(|p| p.port == 8000 + port).expect("a port of the Service");
+        assert_eq!(
+            (inbound.protocol, inbound.grpc_web),
+            (Protocol::Grpc, grpc_web),
+            "{port}"
+        );
+    }
+}

@@ -9,7 +9,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{HEAD_LIMIT, Handler, begin, grpc_status, note_meter, note_response};
+use super::{HEAD_LIMIT, Handler, begin, grpc_status, note_grpc, note_meter, note_response};
 use crate::exchange::{Downstream, Flags};
 use crate::http::body::{BodyError, Frame};
 use crate::http::replay::{Messages, Meter};
@@ -146,7 +146,7 @@ async fn exchange_http2(
             }
         }
     }
-    exchange.response_messages = messages.count();
+    note_grpc(&mut exchange, &response.body, &messages);
     note_meter(&mut exchange, &meter);
     if !broken && exchange.grpc && exchange.grpc_status.is_none() {
         exchange.grpc_status = Some(rescue::grpc_status(exchange.status));
