@@ -55,11 +55,7 @@ async fn serve(
             ..Failure::no_route()
         });
     };
-    if *head.method == *b"CONNECT" || *head.path == *b"*" {
-        return Err(Failure::no_route());
-    }
-    head.path = path::normalize(&head.path, config.mesh.path_normalization)
-        .map_err(|_| Failure::bad_request(400, "path_normalization_failed"))?;
+    path::admit(&mut head, config.mesh.path_normalization)?;
     prepare(&mut head, exchange, "http");
     let domain = domains.find(&name_of(&head.authority)).ok_or_else(Failure::no_route)?;
     // A port in the Host may be that of the Service or of the pod (BYD-064).

@@ -11,7 +11,7 @@ use super::client::Response;
 use super::direct::{self, Direct, Limits};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
-use super::{Body, RequestHead, Version, casing, grpc_web, metadata, outbound};
+use super::{Body, RequestHead, Version, casing, grpc_web, metadata, outbound, path};
 use crate::exchange::{Downstream, Exchange, Flags};
 use crate::shared::DrainPhase;
 use crate::worker::Worker;
@@ -64,8 +64,8 @@ pub(super) async fn handle(
             flags: Flags::NR,
             ..Failure::bad_request(403, "strict_mtls_required")
         })
-    } else if *head.method == *b"CONNECT" || *head.path == *b"*" {
-        Err(Failure::no_route())
+    } else if let Err(failure) = path::admit(&mut head, snapshot.config.mesh.path_normalization) {
+        Err(failure)
     } else {
         prepare(&mut head, exchange, &downstream);
         let body = match &web {
@@ -92,13 +92,7 @@ pub(super) async fn handle(
                 counters: worker.inbound_counters(port),
             }),
         };
-        match super::path::normalize(&head.path, snapshot.config.mesh.path_normalization) {
-            Err(_) => Err(Failure::bad_request(400, "path_normalization_failed")),
-            Ok(path) => {
-                head.path = path;
-                direct::forward(worker, &direct, &head, body, meter, exchange).await
-            }
-        }
+        direct::forward(worker, &direct, &head, body, meter, exchange).await
     };
     let mut response = match outcome {
         Ok(mut response) => {

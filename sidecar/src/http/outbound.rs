@@ -74,11 +74,7 @@ async fn serve(
     exchange: &mut Exchange,
 ) -> Result<Response, Failure> {
     let config = &snapshot.config;
-    if *head.method == *b"CONNECT" || *head.path == *b"*" {
-        return Err(Failure::no_route());
-    }
-    head.path = path::normalize(&head.path, config.mesh.path_normalization)
-        .map_err(|_| Failure::bad_request(400, "path_normalization_failed"))?;
+    path::admit(&mut head, config.mesh.path_normalization)?;
     head.headers.retain(|field| !is_removed(&field.name));
     prepare(&mut head, exchange);
 
@@ -171,8 +167,6 @@ pub(super) async fn follow(
     };
     exchange.route = found.log_name();
     let rule = found.rule.clone();
-    let matched_log = found.matched.map(std::ptr::from_ref);
-    debug_assert!(matched_log.is_none() || !rule.matches.is_empty());
     // Rules are asked what the client said; whatever comes next has to do with gRPC.
     let body = match &web {
         None => body,

@@ -3,9 +3,26 @@
 use bytes::Bytes;
 use weft_bundle::wire::PathNormalization;
 
+use super::RequestHead;
+use super::rescue::Failure;
+
 /// The path has a form that is never forwarded: 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadPath;
+
+/// Lets requests for a path through, and puts the path in its normal form.
+///
+/// # Errors
+/// Whoever sends `CONNECT`, or asks of the server as a whole, asks for nothing that a rule could fit; a path that is never
+/// forwarded is a bad request.
+pub(super) fn admit(head: &mut RequestHead, mode: PathNormalization) -> Result<(), Failure> {
+    if *head.method == *b"CONNECT" || *head.path == *b"*" {
+        return Err(Failure::no_route());
+    }
+    let normal = normalize(&head.path, mode);
+    head.path = normal.map_err(|BadPath| Failure::bad_request(400, "path_normalization_failed"))?;
+    Ok(())
+}
 
 /// Normalises a path with its query; the query stays as it is.
 ///
