@@ -409,3 +409,31 @@ fn the_last_bytes_of_a_body_reach_a_slow_reader_through_mutual_tls() {
         });
     });
 }
+
+// spec: MET-014
+#[test]
+fn a_client_that_leaves_a_quiet_response_ends_it_for_the_application_too() {
+    let (told, ended) = std::sync::mpsc::channel();
+    let app = App::new(std::sync::Arc::new(move |_, stream| {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n";
+        stream.write_all(head.as_bytes()).expect("sent");
+        // Nothing more is said, so that only the end of the connection can come.
+        let end = stream.read(&mut [0]);
+        told.send(end.unwrap_or(0)).expect("the test waits");
+        false
+    }));
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    client.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+    while !client.buffered().contains("hi") {
+        assert!(client.read_more(), "{}", client.buffered());
+    }
+    drop(client);
+    assert_eq!(ended.recv_timeout(support::LIMIT), Ok(0));
+    for proxy in [&pair.client, &pair.server] {
+        support::wait_for("the record", || {
+            let text = proxy.shared.telemetry.prometheus();
+            text.contains("response_flags=\"DC\"")
+        });
+    }
+}

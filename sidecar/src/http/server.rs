@@ -528,7 +528,11 @@ async fn write_body(
             }
             let mut conn = conn.borrow_mut();
             if conn.is_flushed() {
-                return if ended { Poll::Ready(Ok(())) } else { Poll::Pending };
+                if ended {
+                    return Poll::Ready(Ok(()));
+                }
+                // While there is nothing to write, no failed write tells that the client has gone.
+                return conn.poll_gone(cx).map(|()| Err(Broken::Downstream));
             }
             match conn.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
