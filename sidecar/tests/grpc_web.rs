@@ -77,6 +77,13 @@ async fn serve(
     go_on: Arc<tokio::sync::Notify>,
 ) {
     let (parts, mut stream) = request.into_parts();
+    let grpc = || Response::builder().header("content-type", "application/grpc");
+    let only = |head: http::response::Builder| head.body(()).expect("head");
+    let mut early = (parts.uri.path() == "/a.B/Early").then(|| {
+        let mut early = respond.send_response(only(grpc()), false).expect("sent");
+        early.send_data(Bytes::from_static(SAID), false).expect("sent");
+        early
+    });
     let mut body = Vec::new();
     while let Some(data) = stream.data().await {
         // The proxy gave up.
@@ -86,8 +93,10 @@ async fn serve(
     }
     let head = parts.headers;
     all.lock().expect("no panic").push(Seen { head, body });
-    let grpc = || Response::builder().header("content-type", "application/grpc");
-    let only = |head: http::response::Builder| head.body(()).expect("head");
+    if let Some(early) = &mut early {
+        early.send_data(Bytes::new(), true).expect("sent");
+        return;
+    }
     match parts.uri.path() {
         "/a.B/Unavailable" => {
             let head = only(grpc().header("grpc-status", "14"));
@@ -554,6 +563,26 @@ fn a_text_that_breaks_late_ends_the_call() {
     assert_eq!(app.count(), 0);
     // The proxies and their connections go on.
     assert_eq!(post(pair.front, "/a.B/C", BINARY, ASKED).body, whole());
+}
+
+// spec: SM-026, BYD-030
+#[test]
+fn a_text_that_breaks_while_it_is_answered_ends_the_answer() {
+    let app = App::start();
+    let server = server(&app, WEB);
+    let front = server.addresses[0];
+    let mut client = Client::connect(front);
+    client.send(&format!(
+        "POST /a.B/Early HTTP/1.1\r\nHost: echo\r\nTransfer-Encoding: chunked\r\n{TEXT}\r\n8\r\nAAAAAAF4\r\n"
+    ));
+    while !client.buffered().contains("AAAAAAJoaQ==") {
+        assert!(client.read_more(), "{}", client.buffered());
+    }
+    client.send("4\r\n!!!!\r\n");
+    assert!(client.receive().is_none(), "it breaks off");
+    wait_for("the record", || metrics(&server).contains("response_flags=\"DPE\""));
+    assert_eq!(app.count(), 0);
+    assert_eq!(post(front, "/a.B/C", BINARY, ASKED).body, whole());
 }
 
 // spec: SM-026, SM-135

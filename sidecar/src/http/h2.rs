@@ -167,6 +167,7 @@ pub(super) async fn send(
             let incoming = Incoming {
                 stream,
                 pump: Some(pump),
+                failed: None,
                 _guard: guard,
             };
             Ok(Response {
@@ -267,11 +268,16 @@ pub(super) fn poll_send(stream: &mut SendStream<Bytes>, data: &mut Bytes, cx: &m
 pub struct Incoming {
     stream: RecvStream,
     pump: Option<Pump>,
+    /// Why the request could not be sent to its end, until it was told.
+    failed: Option<BodyError>,
     _guard: StreamGuard,
 }
 
 impl Incoming {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         poll_frame(&mut self.stream, cx)
     }
 
@@ -281,9 +287,10 @@ impl Incoming {
         {
             match pump.poll(cx) {
                 Poll::Pending | Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(error)) => {
                     pump.done = true;
                     pump.stream.send_reset(Reason::CANCEL);
+                    self.failed = Some(error);
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::body::Frame;
+use super::body::{BodyError, Frame};
 use super::client::Response;
 use super::h1::{Close, Conn, Framing, HeadError, ReceivedRequest, Upgrade};
 use super::replay::{Messages, Meter};
@@ -416,6 +416,14 @@ fn note_meter(exchange: &mut Exchange, meter: &Meter) {
     }
 }
 
+/// Notes that the client broke the coding of its request while it was answered.
+fn note_coding(exchange: &mut Exchange, error: &BodyError) {
+    if let BodyError::Coding(word) = error {
+        exchange.flags |= Flags::DPE;
+        exchange.details = Some(Details::Word(word));
+    }
+}
+
 /// Notes what gRPC said in a body that was passed on: to a client of gRPC-Web its messages are others.
 fn note_grpc(exchange: &mut Exchange, body: &Body, messages: &Messages) {
     exchange.response_messages = messages.count();
@@ -518,8 +526,9 @@ async fn write_body(
                             conn.borrow_mut().push_end(shape.chunked, last.as_ref());
                         }
                     }
-                    Poll::Ready(Err(super::body::BodyError::Timeout)) => return Poll::Ready(Err(Broken::Timeout)),
-                    Poll::Ready(Err(_)) => {
+                    Poll::Ready(Err(BodyError::Timeout)) => return Poll::Ready(Err(Broken::Timeout)),
+                    Poll::Ready(Err(error)) => {
+                        note_coding(exchange, &error);
                         // What came before the failure goes out first.
                         let _ = conn.borrow_mut().poll_flush(cx);
                         return Poll::Ready(Err(Broken::Upstream));

@@ -9,7 +9,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{HEAD_LIMIT, Handler, begin, grpc_status, note_grpc, note_meter, note_response};
+use super::{HEAD_LIMIT, Handler, begin, grpc_status, note_coding, note_grpc, note_meter, note_response};
 use crate::exchange::{Downstream, Flags};
 use crate::http::body::{BodyError, Frame};
 use crate::http::replay::{Messages, Meter};
@@ -135,10 +135,11 @@ async fn exchange_http2(
                 done = true;
             }
             Some(Err(error)) => {
-                exchange.flags |= if matches!(error, BodyError::Timeout) {
-                    Flags::UT
-                } else {
-                    Flags::UC
+                note_coding(&mut exchange, &error);
+                exchange.flags |= match error {
+                    BodyError::Timeout => Flags::UT,
+                    BodyError::Coding(_) => Flags::NONE,
+                    BodyError::Io(_) | BodyError::Malformed(_) | BodyError::Http2(_) => Flags::UC,
                 };
                 stream.send_reset(h2::Reason::INTERNAL_ERROR);
                 broken = true;
