@@ -18,3 +18,5 @@ pub mod model;
 pub mod pack;
 pub mod volume;
 pub mod wire;
+
+mod item;

@@ -1,11 +1,15 @@
 //! From bytes to values, all or nothing (DLV-023): no part of a set that fails is used.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
+use crate::item::Item;
+use crate::model::{Config, Invalid, Refused};
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
-use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, Manifest, SCHEMA};
+use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, Host, Manifest, RouteTable, SCHEMA};
 
 /// Why a set of files is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +67,16 @@ pub struct LoadedConfig {
     pub bundle: Bundle,
 }
 
+/// A configuration whose files are those that its manifest names, not read yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// First of its files.
+    file: String,
+    bytes: Vec<u8>,
+}
+
 /// A verified endpoint shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedEndpoints {
@@ -77,6 +91,20 @@ pub struct LoadedEndpoints {
 /// # Errors
 /// The first thing that is wrong; [`Reason::Incomplete`] when files of different versions are mixed.
 pub fn config(files: &Files) -> Result<Option<LoadedConfig>, Rejected> {
+    let Some(stored) = stored(files)? else {
+        return Ok(None);
+    };
+    let bundle = stored.content()?.bundle()?;
+    let manifest = stored.manifest;
+    Ok(Some(LoadedConfig { manifest, bundle }))
+}
+
+/// Looks whether the files of a configuration are those of its manifest, which the content of two with one manifest follows
+/// from; `Ok(None)` when there is no manifest.
+///
+/// # Errors
+/// As [`config`].
+pub fn stored(files: &Files) -> Result<Option<Stored>, Rejected> {
     let Some(bytes) = files.get(MANIFEST_FILE) else {
         return Ok(None);
     };
@@ -88,23 +116,13 @@ pub fn config(files: &Files) -> Result<Option<LoadedConfig>, Rejected> {
             manifest.key,
             manifest.inputs.key()
         );
-        return Err(Rejected {
-            reason: Reason::Invalid,
-            file: MANIFEST_FILE.into(),
-            line: None,
-            message,
-        });
+        return Err(reject(MANIFEST_FILE, Reason::Invalid, message));
     }
     let mut stored = Vec::new();
     for shard in &manifest.shards {
         let Some(bytes) = files.get(&shard.file) else {
-            let message = "is named by manifest.json and absent".to_owned();
-            return Err(Rejected {
-                reason: Reason::Incomplete,
-                file: shard.file.clone(),
-                line: None,
-                message,
-            });
+            let message = "is named by manifest.json and absent";
+            return Err(reject(&shard.file, Reason::Incomplete, message));
         };
         if bytes.len() as u64 != shard.length || sha256(bytes) != shard.sha256 {
             // With several ConfigMaps the others may be of another version; with one, somebody changed it by hand.
@@ -113,38 +131,99 @@ pub fn config(files: &Files) -> Result<Option<LoadedConfig>, Rejected> {
             } else {
                 Reason::Checksum
             };
-            let message = "length or SHA-256 is not that of manifest.json".to_owned();
-            return Err(Rejected {
-                reason,
-                file: shard.file.clone(),
-                line: None,
-                message,
-            });
+            let message = "length or SHA-256 is not that of manifest.json";
+            return Err(reject(&shard.file, reason, message));
         }
         stored.extend_from_slice(bytes);
     }
-    let is_text = manifest.shards.len() == 1 && manifest.shards[0].file == BUNDLE_FILE;
-    let file = manifest
-        .shards
-        .first()
-        .map_or(MANIFEST_FILE, |shard| shard.file.as_str());
-    let content = if is_text { stored } else { decompress(file, &stored)? };
-    let revision_fits = manifest.sha256.starts_with(&manifest.revision) && manifest.revision.len() == 12;
-    if sha256(&content) != manifest.sha256 || !revision_fits {
-        let message = "SHA-256 of the content is not that of manifest.json".to_owned();
-        return Err(Rejected {
-            reason: Reason::Checksum,
-            file: file.to_owned(),
-            line: None,
-            message,
-        });
+    let file = manifest.shards.first().map_or(MANIFEST_FILE, |shard| &shard.file);
+    Ok(Some(Stored {
+        file: file.to_owned(),
+        bytes: stored,
+        manifest,
+    }))
+}
+
+impl Stored {
+    /// The content, verified.
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`], [`Reason::TooLarge`], [`Reason::Checksum`].
+    pub fn content(&self) -> Result<Content<'_>, Rejected> {
+        let Self { manifest, file, bytes } = self;
+        let is_text = manifest.shards.len() == 1 && file == BUNDLE_FILE;
+        let bytes = if is_text {
+            Cow::Borrowed(bytes.as_slice())
+        } else {
+            Cow::Owned(decompress(file, bytes)?)
+        };
+        let revision_fits = manifest.sha256.starts_with(&manifest.revision) && manifest.revision.len() == 12;
+        if sha256(&bytes) != manifest.sha256 || !revision_fits {
+            let message = "SHA-256 of the content is not that of manifest.json";
+            return Err(reject(file, Reason::Checksum, message));
+        }
+        Ok(Content { file, is_text, bytes })
     }
-    let bundle = if is_text {
-        yaml(file, &content)?
-    } else {
-        json(file, &content)?
-    };
-    Ok(Some(LoadedConfig { manifest, bundle }))
+}
+
+/// The content of a configuration, as YAML or JSON.
+#[derive(Debug)]
+pub struct Content<'s> {
+    file: &'s str,
+    is_text: bool,
+    bytes: Cow<'s, [u8]>,
+}
+
+impl Content<'_> {
+    /// Some JSON.
+    #[cfg(test)]
+    pub(crate) fn json(text: &str) -> Content<'_> {
+        Content {
+            file: "cfg-0.zst",
+            is_text: false,
+            bytes: Cow::Borrowed(text.as_bytes()),
+        }
+    }
+
+    /// Parses it.
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`].
+    pub fn bundle(&self) -> Result<Bundle, Rejected> {
+        if self.is_text {
+            yaml(self.file, &self.bytes)
+        } else {
+            json(self.file, &self.bytes)
+        }
+    }
+
+    /// Parses and compiles it. Parts that are as they were in the configuration `before` are taken over from there.
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`]; [`Reason::Invalid`] with everything that is wrong, each with its place in the bundle.
+    pub fn config(&self, before: Option<&Config>) -> Result<Config, Rejected> {
+        match self.items().map(|items| Config::make(items, before)) {
+            Some(Ok(config)) => return Ok(config),
+            Some(Err(Refused::Invalid(problems))) => return Err(invalid(&problems)),
+            Some(Err(Refused::Unreadable)) | None => {}
+        }
+        // As a whole, for the place where it is wrong.
+        Config::parse(self.bundle()?).map_err(|problems| invalid(&problems))
+    }
+
+    /// The bundle, its long lists as text; `None` where it is not of the expected form.
+    fn items(&self) -> Option<Bundle<Item<'_, Host>, Item<'_, RouteTable>>> {
+        if self.is_text {
+            return None;
+        }
+        let bundle: Bundle<&RawValue, &RawValue> = serde_json::from_slice(&self.bytes).ok()?;
+        Some(bundle.map(|host| Item::json(host.get()), |table| Item::json(table.get())))
+    }
+}
+
+fn invalid(problems: &[Invalid]) -> Rejected {
+    let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    reject(BUNDLE_FILE, Reason::Invalid, message.join("; "))
 }
 
 /// Verifies and parses endpoint shard `n`; `Ok(None)` when it is not there.
@@ -152,45 +231,66 @@ pub fn config(files: &Files) -> Result<Option<LoadedConfig>, Rejected> {
 /// # Errors
 /// What is wrong with this shard alone (DLV-027).
 pub fn endpoints(files: &Files, n: usize) -> Result<Option<LoadedEndpoints>, Rejected> {
+    let stored = stored_endpoints(files, n)?;
+    stored.map(StoredEndpoints::read).transpose()
+}
+
+/// An endpoint shard whose file is the one that its manifest names, not read yet.
+#[derive(Debug)]
+pub struct StoredEndpoints<'f> {
+    /// Its manifest.
+    pub manifest: EndpointsManifest,
+    file: String,
+    frame: &'f [u8],
+}
+
+/// Looks whether the file of endpoint shard `n` is that of its manifest, which the content of two with one manifest follows
+/// from; `Ok(None)` when it is not there.
+///
+/// # Errors
+/// As [`endpoints`].
+pub fn stored_endpoints(files: &Files, n: usize) -> Result<Option<StoredEndpoints<'_>>, Rejected> {
     let (manifest_file, file) = endpoint_files(n);
     let Some(bytes) = files.get(&manifest_file) else {
         return Ok(None);
     };
     let manifest: EndpointsManifest = json(&manifest_file, bytes)?;
     check_schema(&manifest_file, manifest.schema, &manifest.requires)?;
-    let reject = |reason, message: &str| Rejected {
-        reason,
-        file: file.clone(),
-        line: None,
-        message: message.into(),
-    };
     let Some(frame) = files.get(&file) else {
-        return Err(reject(Reason::Incomplete, "is named by its manifest and absent"));
+        let message = "is named by its manifest and absent";
+        return Err(reject(&file, Reason::Incomplete, message));
     };
     if frame.len() as u64 != manifest.length || sha256(frame) != manifest.sha256 {
-        return Err(reject(
-            Reason::Checksum,
-            "length or SHA-256 is not that of its manifest",
-        ));
+        let message = "length or SHA-256 is not that of its manifest";
+        return Err(reject(&file, Reason::Checksum, message));
     }
-    let content = decompress(&file, frame)?;
-    if sha256(&content) != manifest.content_sha256 {
-        return Err(reject(
-            Reason::Checksum,
-            "SHA-256 of the content is not that of its manifest",
-        ));
-    }
-    let endpoints: Endpoints = json(&file, &content)?;
-    let problem = endpoints.hosts.iter().find_map(|host| {
-        let bad = host.endpoints.iter().find(|e| !positions_fit(&endpoints, e))?;
-        Some(format!(
-            "host {}: endpoint {} refers to a table entry that is not there",
-            host.host, bad.address
-        ))
-    });
-    match problem {
-        Some(message) => Err(reject(Reason::Invalid, &message)),
-        None => Ok(Some(LoadedEndpoints { manifest, endpoints })),
+    Ok(Some(StoredEndpoints { manifest, file, frame }))
+}
+
+impl StoredEndpoints<'_> {
+    /// Verifies the content and parses it.
+    ///
+    /// # Errors
+    /// What is wrong with this shard alone (DLV-027).
+    pub fn read(self) -> Result<LoadedEndpoints, Rejected> {
+        let Self { manifest, file, frame } = self;
+        let content = decompress(&file, frame)?;
+        if sha256(&content) != manifest.content_sha256 {
+            let message = "SHA-256 of the content is not that of its manifest";
+            return Err(reject(&file, Reason::Checksum, message));
+        }
+        let endpoints: Endpoints = json(&file, &content)?;
+        let problem = endpoints.hosts.iter().find_map(|host| {
+            let bad = host.endpoints.iter().find(|e| !positions_fit(&endpoints, e))?;
+            Some(format!(
+                "host {}: endpoint {} refers to a table entry that is not there",
+                host.host, bad.address
+            ))
+        });
+        match problem {
+            Some(message) => Err(reject(&file, Reason::Invalid, message)),
+            None => Ok(LoadedEndpoints { manifest, endpoints }),
+        }
     }
 }
 
@@ -212,12 +312,7 @@ fn positions_fit(tables: &Endpoints, endpoint: &crate::wire::Endpoint) -> bool {
 }
 
 fn check_schema(file: &str, schema: u32, requires: &[String]) -> Result<(), Rejected> {
-    let reject = |message| Rejected {
-        reason: Reason::Schema,
-        file: file.to_owned(),
-        line: None,
-        message,
-    };
+    let reject = |message| reject(file, Reason::Schema, message);
     if schema != SCHEMA {
         return Err(reject(format!(
             "schema {schema} is not supported, this proxy reads {SCHEMA}"
@@ -235,12 +330,7 @@ fn check_schema(file: &str, schema: u32, requires: &[String]) -> Result<(), Reje
 }
 
 fn decompress(file: &str, frame: &[u8]) -> Result<Vec<u8>, Rejected> {
-    let reject = |reason, message: String| Rejected {
-        reason,
-        file: file.to_owned(),
-        line: None,
-        message,
-    };
+    let reject = |reason, message: String| reject(file, reason, message);
     let mut content = Vec::new();
     let decoder =
         zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| reject(Reason::Malformed, e.to_string()))?;
@@ -275,6 +365,15 @@ fn yaml<T: DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, Rejected> {
         let line = e.location().and_then(|l| usize::try_from(l.line()).ok());
         reject(line, e.without_snippet().to_string())
     })
+}
+
+fn reject(file: &str, reason: Reason, message: impl Into<String>) -> Rejected {
+    Rejected {
+        reason,
+        file: file.to_owned(),
+        line: None,
+        message: message.into(),
+    }
 }
 
 fn position(line: Option<usize>) -> String {

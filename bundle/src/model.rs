@@ -2,19 +2,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::item::{Item, Unreadable};
 use crate::wire;
+use directory::Directory;
+use reuse::Part;
 
+mod directory;
 mod endpoints;
 mod listener;
 mod matching;
 mod parse;
+mod reuse;
 mod route;
 
+pub use directory::{Domain, Domains};
 pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
-pub use listener::{Listener, Serves};
+pub use listener::{Listener, Serves, VirtualHosts};
 pub use matching::{AuthorityTest, HeaderName, HeaderTest, Match, PathTest, QueryTest, Text, first_value};
 pub use route::{
     Action, Cors, Destination, Destinations, Fault, HeaderOps, Mirror, PathRewrite, Piece, Retry, RetryOn, Rewrite,
@@ -48,29 +55,54 @@ pub struct Config {
     pub inbound: Inbound,
     /// All hosts, sorted by name.
     pub hosts: Vec<Arc<Host>>,
-    /// All destinations; [`Cluster::id`] is the position.
+    /// All destinations, in the order of hosts.
     pub clusters: Vec<Arc<Cluster>>,
-    /// Ports of hosts by cluster address and number.
-    addresses: HashMap<(IpAddr, u16), Arc<Port>>,
-    /// HTTP names by number of the port dialled.
-    domains: HashMap<u16, Domains>,
-    /// Ports of headless hosts by number.
-    headless: HashMap<u16, Vec<Arc<Port>>>,
-    /// Ports by number of hosts that no address of their own tells from others.
-    open: HashMap<u16, Vec<Arc<Port>>>,
-    /// Ports by number of hosts that have ranges of addresses.
-    ranges: HashMap<u16, Vec<Range>>,
-    /// Ports with rules for subnets by number.
-    subnets: HashMap<u16, Vec<Arc<Port>>>,
+    /// Places of destinations by name.
+    index: Arc<HashMap<Arc<str>, u32>>,
+    /// Greater than each [`Cluster::id`].
+    slots: usize,
+    /// What names and addresses lead to: ports of hosts in order, then made-up names.
+    leads: Vec<Domain>,
+    directory: Arc<Directory>,
     /// Ports that a gateway opens, by number.
     pub listeners: BTreeMap<u16, Arc<Listener>>,
+    /// Where in the lists what a host has is, for each of [`Self::hosts`].
+    parts: Vec<Part<Places>>,
+    tables: Vec<Part<Table>>,
+    /// What [`Self::directory`] was made with.
+    extras: Vec<wire::ExtraDomain>,
 }
 
-/// Addresses that lead to a port.
+/// Places of what a host has.
+#[derive(Debug, Clone, Default)]
+struct Places {
+    /// In [`Config::clusters`].
+    clusters: Range<usize>,
+    /// In [`Config::leads`].
+    ports: Range<usize>,
+}
+
+/// A route table, with what it depends on and does not tell.
+#[derive(Debug, Clone)]
+struct Table {
+    table: Arc<RouteTable>,
+    /// Names of mirrors that no host has: they are left out of it.
+    left_out: Box<[Box<str>]>,
+}
+
+/// Why a configuration cannot be made.
 #[derive(Debug)]
-struct Range {
-    subnets: Vec<wire::Subnet>,
-    port: Arc<Port>,
+pub(crate) enum Refused {
+    /// An item is not of the expected form.
+    Unreadable,
+    /// Everything else that is wrong.
+    Invalid(Vec<Invalid>),
+}
+
+impl From<Unreadable> for Refused {
+    fn from(Unreadable: Unreadable) -> Self {
+        Self::Unreadable
+    }
 }
 
 impl Config {
@@ -79,25 +111,56 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, not only the first.
     pub fn parse(bundle: wire::Bundle) -> Result<Self, Vec<Invalid>> {
-        parse::config(bundle)
+        match Self::make(bundle.map(Item::Value, Item::Value), None) {
+            Ok(config) => Ok(config),
+            Err(Refused::Invalid(problems)) => Err(problems),
+            Err(Refused::Unreadable) => unreachable!("values have been read"),
+        }
+    }
+
+    /// As [`Self::parse`], of items that have not been read. What items were made of that `before` had is taken over from
+    /// it: equal parts of the two are the same object.
+    pub(crate) fn make(
+        bundle: wire::Bundle<Item<'_, wire::Host>, Item<'_, wire::RouteTable>>,
+        before: Option<&Self>,
+    ) -> Result<Self, Refused> {
+        parse::config(bundle, before)
+    }
+
+    /// Number of route tables.
+    #[must_use]
+    pub fn routes(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// A destination by its name.
+    #[must_use]
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.clusters.get(*self.index.get(name)? as usize)
+    }
+
+    /// Greater than [`Cluster::id`] of all destinations.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
     }
 
     /// The port of the host that has this cluster address (SM-038).
     #[must_use]
     pub fn by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Port>> {
-        self.addresses.get(&(address, port))
+        self.port(*self.directory.addresses.get(&(address, port))?)
     }
 
     /// The HTTP names of a port number; `None` when nothing there is HTTP or automatic.
     #[must_use]
-    pub fn domains(&self, port: u16) -> Option<&Domains> {
-        self.domains.get(&port)
+    pub fn domains(&self, port: u16) -> Option<Domains<'_>> {
+        let names = self.directory.domains.get(&port)?;
+        Some(Domains::new(names, &self.leads))
     }
 
     /// Ports of headless hosts with this number.
-    #[must_use]
-    pub fn headless(&self, port: u16) -> &[Arc<Port>] {
-        self.headless.get(&port).map_or(&[], Vec::as_slice)
+    pub fn headless(&self, port: u16) -> impl Iterator<Item = &Arc<Port>> {
+        self.ports(self.directory.headless.get(&port))
     }
 
     /// Ports with this number, other than HTTP, that an address leads to without being one host's alone: of hosts with a
@@ -105,19 +168,28 @@ impl Config {
     /// (SM-044, SE-022); the first of the others gets what is left (SE-015, SM-045).
     #[must_use]
     pub fn open(&self, address: IpAddr, port: u16) -> Vec<Arc<Port>> {
-        let in_range = self.ranges.get(&port).into_iter().flatten();
-        let in_range = in_range.filter(|range| route::in_any(&range.subnets, address));
-        let open = self.open.get(&port).into_iter().flatten();
-        in_range.map(|range| &range.port).chain(open).cloned().collect()
+        let in_range = self.ports(self.directory.ranges.get(&port));
+        let in_range = in_range.filter(|port| route::in_any(&port.host.subnets, address));
+        let open = self.ports(self.directory.open.get(&port));
+        in_range.chain(open).cloned().collect()
     }
 
     /// The port with this number of a host that has a rule for a subnet with this address (VS-174).
     #[must_use]
     pub fn by_subnet(&self, address: IpAddr, port: u16) -> Option<&Arc<Port>> {
         let names = |subnets: &[wire::Subnet]| !subnets.is_empty() && route::in_any(subnets, address);
-        self.subnets.get(&port)?.iter().find(|port| {
+        self.ports(self.directory.subnets.get(&port)).find(|port| {
             port.tls.iter().any(|rule| names(&rule.subnets)) || port.tcp.iter().any(|rule| names(&rule.subnets))
         })
+    }
+
+    fn ports(&self, places: Option<&Vec<u32>>) -> impl Iterator<Item = &Arc<Port>> {
+        let places = places.map_or(&[][..], Vec::as_slice);
+        places.iter().filter_map(|place| self.port(*place))
+    }
+
+    fn port(&self, place: u32) -> Option<&Arc<Port>> {
+        self.leads.get(place as usize)?.port.as_ref()
     }
 }
 
@@ -188,8 +260,10 @@ pub struct Host {
     pub discovery: wire::Discovery,
     /// SPIFFE ids that its servers may have, beside the accounts of its endpoints.
     pub identities: Vec<String>,
-    /// Position in [`wire::Bundle::hosts`], for `/config/status` (DLV-165).
-    pub position: usize,
+    /// Host header values that select it (SM-040).
+    pub domains: Vec<Arc<str>>,
+    /// Ranges of addresses that select it (SE-022).
+    pub subnets: Vec<wire::Subnet>,
 }
 
 /// A port of a host, with its rules.
@@ -216,7 +290,7 @@ pub struct Port {
 /// A destination: host, port and subset, with the policy that holds for it.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Position in [`Config::clusters`].
+    /// A small number that no other destination of the configuration has. One that a configuration takes over keeps its.
     pub id: usize,
     /// `outbound|<port>|<subset>|<fqdn>` (LOG-023).
     pub name: Arc<str>,
@@ -269,58 +343,6 @@ impl Cluster {
     #[must_use]
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.policy.connect_timeout_ms)
-    }
-}
-
-/// The HTTP names of one port number.
-#[derive(Debug, Default)]
-pub struct Domains {
-    /// A visible service has it as an HTTP-class port, so HTTP there goes by Host alone (SM-037).
-    pub shared: bool,
-    exact: HashMap<Box<str>, Domain>,
-    /// Suffix with its dot; longest first.
-    suffixes: Vec<(Box<str>, Domain)>,
-}
-
-/// What an HTTP name leads to.
-#[derive(Debug, Clone)]
-pub struct Domain {
-    /// Rules.
-    pub http: Arc<RouteTable>,
-    /// Port of the host that has the name; `None` for made-up names (VS-011).
-    pub port: Option<Arc<Port>>,
-    /// HTTP by Host reaches it from any address: the port is HTTP-class, or an automatic one of a host without address.
-    pub shared: bool,
-}
-
-impl Domains {
-    /// Finds a host by name without port, in lower case (SM-040, SM-041, SM-057).
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<&Domain> {
-        if let Some(domain) = self.exact.get(name) {
-            return Some(domain);
-        }
-        self.suffixes
-            .iter()
-            .find(|(suffix, _)| (name.len() > suffix.len() || suffix.is_empty()) && name.ends_with(&**suffix))
-            .map(|(_, domain)| domain)
-    }
-
-    fn insert(&mut self, name: &str, domain: Domain) {
-        self.shared |= domain.port.as_ref().is_none_or(|port| port.protocol.is_http());
-        // Addresses of IPv6 are looked up without the brackets that they have in a Host.
-        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
-        let name = bare.unwrap_or(name);
-        if let Some(suffix) = name.strip_prefix('*') {
-            self.suffixes.push((suffix.into(), domain));
-        } else {
-            // A short alias never hides a real name, so hosts whose own name it is are inserted last (SM-042).
-            self.exact.insert(name.into(), domain);
-        }
-    }
-
-    fn sort(&mut self) {
-        self.suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
     }
 }
 

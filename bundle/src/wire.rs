@@ -36,9 +36,14 @@ pub use route::{
 pub const SCHEMA: u32 = 1;
 
 /// Everything that one workload's proxies need apart from endpoint addresses: content of `bundle.yaml`.
+///
+/// `H` and `T` are what the long lists are made of: the items themselves, or their text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Bundle {
+#[serde(
+    rename_all = "camelCase",
+    bound(deserialize = "H: Deserialize<'de>, T: Deserialize<'de>")
+)]
+pub struct Bundle<H = Host, T = RouteTable> {
     /// Who the proxy serves.
     pub workload: Workload,
     /// Settings of the whole mesh that a proxy needs.
@@ -49,16 +54,40 @@ pub struct Bundle {
     pub inbound: Inbound,
     /// Every host that the workload may call, sorted by name. `/config/status` reports positions in it (DLV-165).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<H>,
     /// HTTP domains that no host of [`Bundle::hosts`] has: made-up names of virtual services (VS-011).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub domains: Vec<ExtraDomain>,
     /// HTTP route tables that ports of hosts, extra domains and listeners refer to by name, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub routes: Vec<RouteTable>,
+    pub routes: Vec<T>,
     /// Ports that a gateway opens, sorted by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Listener>,
+}
+
+impl<H, T> Bundle<H, T> {
+    /// The same with other forms of the items of its lists.
+    pub(crate) fn map<I, U>(self, host: impl FnMut(H) -> I, table: impl FnMut(T) -> U) -> Bundle<I, U> {
+        let Self {
+            workload,
+            mesh,
+            inbound,
+            hosts,
+            domains,
+            routes,
+            listeners,
+        } = self;
+        Bundle {
+            workload,
+            mesh,
+            inbound,
+            hosts: hosts.into_iter().map(host).collect(),
+            domains,
+            routes: routes.into_iter().map(table).collect(),
+            listeners,
+        }
+    }
 }
 
 /// The workload that a bundle is for. Facts of one pod (name, addresses, node) are never in it (DLV-014).

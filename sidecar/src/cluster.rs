@@ -658,12 +658,13 @@ fn unlabelled(cluster: &Cluster, endpoint: &model::Endpoint) -> Option<(SocketAd
     Some((SocketAddr::new(endpoint.address, port), facts))
 }
 
-/// The destinations of a worker. A configuration finds its own by position; a new one by name, so that state stays.
+/// The destinations of a worker. A configuration finds its own by number, also those that it took over from the one before;
+/// others by name, so that state stays.
 #[derive(Default)]
 pub struct Clusters {
     by_name: HashMap<Arc<str>, Rc<ClusterState>>,
     by_id: Vec<Option<Rc<ClusterState>>>,
-    /// Address of the configuration that [`Clusters::by_id`] belongs to.
+    /// The last one that was asked for.
     config: Option<Arc<model::Config>>,
 }
 
@@ -679,17 +680,22 @@ impl Clusters {
         counters: impl FnOnce() -> Arc<Counters>,
     ) -> Rc<ClusterState> {
         if !self.config.as_ref().is_some_and(|current| Arc::ptr_eq(current, config)) {
-            self.by_id.clear();
-            self.by_id.resize(config.clusters.len(), None);
             self.config = Some(config.clone());
             lookups.retain(&config.hosts);
-            // What no configuration names any more goes with its last request.
-            let names: std::collections::HashSet<&str> = config.clusters.iter().map(|c| &*c.name).collect();
-            self.by_name.retain(|name, _| names.contains(&**name));
+            // What no configuration names any more goes with its last request. These are the destinations in use: few.
+            self.by_name.retain(|name, _| config.cluster(name).is_some());
+            let by_name = &self.by_name;
+            let is_known = |state: &Rc<ClusterState>| by_name.contains_key(&state.cluster.borrow().name);
+            self.by_id.resize(config.slots(), None);
+            for slot in &mut self.by_id {
+                slot.take_if(|state| !is_known(state));
+            }
         }
-        let state = match self.by_id.get_mut(cluster.id) {
-            Some(Some(state)) => state.clone(),
-            slot => {
+        let slot = self.by_id.get_mut(cluster.id);
+        let is_as_before = |state: &&Rc<ClusterState>| Arc::ptr_eq(&state.cluster.borrow(), cluster);
+        let state = match slot.as_deref().and_then(Option::as_ref).filter(is_as_before) {
+            Some(state) => state.clone(),
+            None => {
                 let state = self
                     .by_name
                     .entry(cluster.name.clone())
@@ -710,7 +716,7 @@ impl Clusters {
                 // The policy may group otherwise.
                 state.members.borrow_mut().groups = None;
                 *state.cluster.borrow_mut() = cluster.clone();
-                if let Some(slot) = slot {
+                if let Some(slot) = self.by_id.get_mut(cluster.id) {
                     *slot = Some(state.clone());
                 }
                 state

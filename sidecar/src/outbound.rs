@@ -50,12 +50,12 @@ pub fn find(worker: &Worker, snapshot: &Snapshot, dialled: SocketAddr) -> Known 
         return Known::Port(port.clone());
     }
     let is_shared = config.domains(dialled.port()).is_some_and(|domains| domains.shared);
-    let headless = config.headless(dialled.port());
+    let mut headless = config.headless(dialled.port()).peekable();
     // The own pod is no endpoint of its headless service (SM-080).
-    if !headless.is_empty() && !worker.shared.settings.addresses.contains(&dialled.ip()) {
+    if headless.peek().is_some() && !worker.shared.settings.addresses.contains(&dialled.ip()) {
         let table = worker.shared.endpoints.load();
         // Bytes that are no HTTP are not for a host that speaks it (SM-033).
-        let mut fits = headless.iter().filter(|port| !(is_shared && port.protocol.is_http()));
+        let mut fits = headless.filter(|port| !(is_shared && port.protocol.is_http()));
         let pod = fits.find(|port| {
             table
                 .host(&port.host.host)

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
-use weft_bundle::load::{self, LoadedConfig, LoadedEndpoints, Reason, Rejected};
+use weft_bundle::load::{self, LoadedEndpoints, Reason, Rejected, Stored, StoredEndpoints};
 use weft_bundle::model::{Cluster, Config, EndpointTable};
 use weft_bundle::pack::{self, Files, TARGET_FILE};
 use weft_bundle::volume;
@@ -127,7 +127,10 @@ struct Inner {
     identity_trust: Option<MeshTrust>,
     shards: BTreeMap<usize, LoadedEndpoints>,
     refused: Option<String>,
-    held: Option<(String, Instant)>,
+    /// Manifest of the configuration in force.
+    manifest: Option<Manifest>,
+    /// A configuration that waits for endpoints, and since when.
+    held: Option<(Parsed, Instant)>,
     trust: Option<MeshTrust>,
     identity_retry: Option<(Instant, Duration)>,
     /// The volume could not be read now: it is looked at again at once (DLV-043).
@@ -345,9 +348,13 @@ impl Reload {
             .unwrap_or_default();
         self.lock_report().target = Target::parse(&text);
         self.adopt_endpoints(inner, &files);
-        let result = load::config(&files).and_then(|loaded| loaded.map(parse).transpose());
+        let result = load::stored(&files).and_then(|stored| stored.map(|stored| self.parse(inner, stored)).transpose());
         match result {
-            Ok(Some(parsed)) => self.adopt_config(inner, &files, parsed, begun),
+            Ok(Some(None)) => {
+                inner.held = None;
+                self.set_state(State::Active, None);
+            }
+            Ok(Some(Some(parsed))) => self.adopt_config(inner, &files, parsed, begun),
             Ok(None) if self.shared.current.load().is_some() => self.set_state(State::Missing, None),
             Ok(None) => self.start_from_copy(inner),
             Err(rejected) => {
@@ -365,33 +372,44 @@ impl Reload {
         self.compare_with_target();
     }
 
+    /// Reads a configuration, unless it is the one in force.
+    fn parse(&self, inner: &Inner, stored: Stored) -> Result<Option<Parsed>, Rejected> {
+        if inner.manifest.as_ref() == Some(&stored.manifest) {
+            return Ok(None);
+        }
+        if let Some((held, _)) = inner.held.as_ref().filter(|(held, _)| held.manifest == stored.manifest) {
+            return Ok(Some(held.clone()));
+        }
+        let current = self.shared.current.load();
+        let before = current.as_ref().map(|snapshot| &*snapshot.config);
+        let config = Arc::new(stored.content()?.config(before)?);
+        let manifest = stored.manifest;
+        Ok(Some(Parsed { manifest, config }))
+    }
+
     fn adopt_config(&self, inner: &mut Inner, files: &Files, parsed: Parsed, begun: Instant) {
-        let Parsed {
-            manifest,
-            config,
-            routes,
-        } = parsed;
-        let revision = manifest.revision;
         let active = self.shared.current.load().as_ref().map(|s| s.revision.clone());
-        if active.as_deref() == Some(&revision) {
+        if active.as_deref() == Some(&parsed.manifest.revision) {
             inner.held = None;
             self.set_state(State::Active, None);
             return;
         }
         // A host that endpoints do not name yet: they are on their way, for a while (DLV-101).
         let table = self.shared.endpoints.load();
-        let missing = config.hosts.iter().any(|h| table.host(&h.host).is_none());
+        let missing = parsed.config.hosts.iter().any(|h| table.host(&h.host).is_none());
         if missing && active.is_some() {
             let since = match &inner.held {
-                Some((held, since)) if *held == revision => *since,
+                Some((held, since)) if held.manifest.revision == parsed.manifest.revision => *since,
                 _ => Instant::now(),
             };
-            inner.held = Some((revision.clone(), since));
             if since.elapsed() < HOLD {
+                inner.held = Some((parsed, since));
                 self.set_state(State::Held, Some("waits for the endpoints of a new host".into()));
                 return;
             }
         }
+        let Parsed { manifest, config } = parsed;
+        let revision = manifest.revision.clone();
         inner.held = None;
         inner.refused = None;
         let trust = MeshTrust::of(&config.mesh);
@@ -399,7 +417,7 @@ impl Reload {
         let endpoints: usize = table.hosts().map(|host| host.endpoints.len()).sum();
         let listeners = self.shared.listeners().len() + config.listeners.len();
         let next = Arc::new(Snapshot {
-            config: Arc::new(config),
+            config: config.clone(),
             revision: revision.clone(),
         });
         let before = self.shared.ports.activate(&self.shared, next);
@@ -409,7 +427,7 @@ impl Reload {
             revision,
             listeners,
             hosts = counts.hosts,
-            routes,
+            routes = config.routes(),
             clusters = counts.clusters,
             changed_clusters = counts.changed,
             endpoints,
@@ -419,9 +437,10 @@ impl Reload {
         {
             let mut report = self.lock_report();
             report.config = Some(revision);
-            report.key = manifest.key;
+            report.key.clone_from(&manifest.key);
             report.served_since.insert("cfg", now());
         }
+        inner.manifest = Some(manifest);
         self.set_state(State::Active, None);
         let own = files
             .iter()
@@ -440,13 +459,14 @@ impl Reload {
     fn adopt_endpoints(&self, inner: &mut Inner, files: &Files) {
         let mut changed = false;
         for n in 0..MAX_SHARDS {
-            match load::endpoints(files, n) {
+            // By the whole manifest: one without hosts has the same content whatever the number of shards is.
+            let known = inner.shards.get(&n).map(|shard| &shard.manifest);
+            let stored = load::stored_endpoints(files, n);
+            let new = stored.map(|stored| stored.filter(|stored| known != Some(&stored.manifest)));
+            match new.and_then(|new| new.map(StoredEndpoints::read).transpose()) {
                 Ok(Some(loaded)) => {
-                    // By the whole manifest: one without hosts has the same content whatever the number of shards is.
-                    if inner.shards.get(&n).map(|s| &s.manifest) != Some(&loaded.manifest) {
-                        inner.shards.insert(n, loaded);
-                        changed = true;
-                    }
+                    inner.shards.insert(n, loaded);
+                    changed = true;
                 }
                 Ok(None) => {}
                 Err(rejected) => self.count_rejected(inner, &rejected),
@@ -603,11 +623,13 @@ impl Reload {
     fn start_from_copy(&self, inner: &mut Inner) {
         let kept = self.volumes.state.join("lkg");
         let Some(files) = read_copy(&kept) else { return };
-        let Ok(Some(loaded)) = load::config(&files) else { return };
-        if !self.volumes.key.is_empty() && loaded.manifest.key != self.volumes.key {
+        let Ok(Some(stored)) = load::stored(&files) else { return };
+        if !self.volumes.key.is_empty() && stored.manifest.key != self.volumes.key {
             return;
         }
-        let Ok(parsed) = parse(loaded) else { return };
+        let Ok(Some(parsed)) = self.parse(inner, stored) else {
+            return;
+        };
         info!(
             revision = parsed.manifest.revision,
             "the stored copy of the configuration is used"
@@ -642,11 +664,10 @@ impl Reload {
 }
 
 /// A configuration that can be put in force.
+#[derive(Debug, Clone)]
 struct Parsed {
     manifest: Manifest,
-    config: Config,
-    /// Number of its route tables.
-    routes: usize,
+    config: Arc<Config>,
 }
 
 /// What an activation tells of itself (LIFE-095).
@@ -659,38 +680,29 @@ struct Counts {
 
 impl Counts {
     fn of(new: &Config, old: Option<&Config>) -> Self {
-        let before: BTreeMap<&str, _> = old
-            .iter()
-            .flat_map(|old| old.clusters.iter().map(|c| (&*c.name, (&c.policy, c.protocol))))
-            .collect();
-        let known = |c: &Cluster| before.get(&*c.name).map(|before| *before == (&c.policy, c.protocol));
-        let states: Vec<Option<bool>> = new.clusters.iter().map(|c| known(c)).collect();
-        let kept = states.iter().filter(|state| state.is_some()).count();
-        let differ = states.iter().filter(|state| **state != Some(true)).count();
+        let of_old = |place: usize, c: &Arc<Cluster>| {
+            // What did not change is most often where it was.
+            let there = old.and_then(|old| old.clusters.get(place));
+            there
+                .filter(|there| Arc::ptr_eq(there, c))
+                .or_else(|| old?.cluster(&c.name))
+        };
+        let is_same = |c: &Cluster, old: &Cluster| c.policy == old.policy && c.protocol == old.protocol;
+        let (mut kept, mut differ) = (0, 0);
+        for (place, cluster) in new.clusters.iter().enumerate() {
+            match of_old(place, cluster) {
+                Some(old) => {
+                    kept += 1;
+                    differ += usize::from(!Arc::ptr_eq(old, cluster) && !is_same(cluster, old));
+                }
+                None => differ += 1,
+            }
+        }
         Self {
             hosts: new.hosts.len(),
             clusters: new.clusters.len(),
-            changed: differ + before.len() - kept,
+            changed: differ + old.map_or(0, |old| old.clusters.len()) - kept,
         }
-    }
-}
-
-/// The content must parse as a whole; a problem is reported with its place in the bundle.
-fn parse(loaded: LoadedConfig) -> Result<Parsed, Rejected> {
-    let LoadedConfig { manifest, bundle } = loaded;
-    let routes = bundle.routes.len();
-    match Config::parse(bundle) {
-        Ok(config) => Ok(Parsed {
-            manifest,
-            config,
-            routes,
-        }),
-        Err(problems) => Err(Rejected {
-            reason: Reason::Invalid,
-            file: pack::BUNDLE_FILE.to_owned(),
-            line: None,
-            message: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-        }),
     }
 }
 

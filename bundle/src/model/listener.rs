@@ -1,6 +1,9 @@
 //! Ports of a gateway.
 
-use super::{Destinations, Domains, TlsRule};
+use std::sync::Arc;
+
+use super::directory::{Domain, Domains, Names};
+use super::{Destinations, TlsRule};
 
 /// A port that a gateway opens.
 #[derive(Debug)]
@@ -19,9 +22,37 @@ pub struct Listener {
 #[derive(Debug)]
 pub enum Serves {
     /// HTTP in clear, by Host.
-    Http(Domains),
+    Http(VirtualHosts),
     /// TLS that passes through by server name, the most specific first.
     Tls(Vec<TlsRule>),
     /// Whatever comes.
     Tcp(Destinations),
+}
+
+/// Names that a port of a gateway serves.
+#[derive(Debug, Default)]
+pub struct VirtualHosts {
+    pub(super) names: Names,
+    pub(super) leads: Vec<Domain>,
+}
+
+impl VirtualHosts {
+    pub(super) fn insert(&mut self, names: &[String], domain: Domain) {
+        let place = u32::try_from(self.leads.len()).expect("a bundle is smaller than 64 MiB");
+        for name in names {
+            self.names.insert(&Arc::from(name.as_str()), place, &domain);
+        }
+        self.leads.push(domain);
+    }
+
+    /// To be called when all names are there.
+    pub(super) fn finish(&mut self) {
+        self.names.finish();
+    }
+
+    /// Finds a name without port, in lower case.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Domain> {
+        Domains::new(&self.names, &self.leads).find(name)
+    }
 }

@@ -66,7 +66,7 @@ pub enum Action {
 }
 
 /// Weighted destinations.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Destinations {
     /// In the order of the rule.
     pub list: Vec<Destination>,
@@ -92,7 +92,7 @@ impl Destinations {
 }
 
 /// A weighted destination.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Destination {
     /// `None`: host, port or subset are not known (VS-048).
     pub cluster: Option<Arc<Cluster>>,
@@ -130,7 +130,7 @@ pub enum PathRewrite {
 }
 
 /// Changes of header fields: remove, set, add (VS-060).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct HeaderOps {
     /// Names, lower case.
     pub remove: Vec<Arc<str>>,
@@ -263,7 +263,7 @@ pub struct Cors {
 }
 
 /// A rule for TLS that passes through.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TlsRule {
     /// SNI values, lower case; `*.x` stands for any name that ends in `.x`, `*` for any and none.
     pub sni: Vec<Box<str>>,
@@ -287,7 +287,7 @@ impl TlsRule {
 }
 
 /// A rule for opaque connections.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TcpRule {
     /// Dialled addresses; empty: any.
     pub subnets: Vec<wire::Subnet>,

@@ -96,7 +96,7 @@ fn the_longest_suffix_wins_and_never_the_bare_name() {
     let domains = config.domains(80).expect("HTTP port");
     assert!(domains.find("b.c").is_none());
     assert!(domains.find("x.b.c").is_some());
-    assert_eq!(&*domains.suffixes[0].0, ".a.b.c");
+    assert_eq!(&*domains.names.suffixes[0].0, ".a.b.c");
 }
 
 // spec: VS-065

@@ -295,7 +295,7 @@ fn find(worker: &Worker, config: &Config, dialled: SocketAddr, proxy: bool, port
             return Some(automatic(&known.http, None));
         }
         let table = worker.shared.endpoints.load();
-        let pod = config.headless(port).iter().find(|known| {
+        let pod = config.headless(port).find(|known| {
             known.protocol == Protocol::Auto
                 && table
                     .host(&known.host.host)

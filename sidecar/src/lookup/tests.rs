@@ -93,7 +93,8 @@ fn host(first_alone: bool, names: &[&str]) -> Host {
             targets: names.iter().map(target).collect(),
         }),
         identities: Vec::new(),
-        position: 0,
+        domains: Vec::new(),
+        subnets: Vec::new(),
     }
 }
 
