@@ -4,12 +4,11 @@ use std::borrow::Cow;
 use std::io::Read;
 
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 
-use crate::item::Item;
+use crate::item::{self, Unread};
 use crate::model::{Config, Invalid, Refused};
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
-use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, Host, Manifest, RouteTable, SCHEMA};
+use crate::wire::{Bundle, Endpoints, EndpointsManifest, GATEWAY, Manifest, SCHEMA};
 
 /// Why a set of files is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -175,12 +174,11 @@ pub struct Content<'s> {
 }
 
 impl Content<'_> {
-    /// Some JSON.
     #[cfg(test)]
-    pub(crate) fn json(text: &str) -> Content<'_> {
+    pub(crate) fn of(is_text: bool, text: &str) -> Content<'_> {
         Content {
-            file: "cfg-0.zst",
-            is_text: false,
+            file: if is_text { BUNDLE_FILE } else { "cfg-0.zst" },
+            is_text,
             bytes: Cow::Borrowed(text.as_bytes()),
         }
     }
@@ -212,12 +210,12 @@ impl Content<'_> {
     }
 
     /// The bundle, its long lists as text; `None` where it is not of the expected form.
-    fn items(&self) -> Option<Bundle<Item<'_, Host>, Item<'_, RouteTable>>> {
+    fn items(&self) -> Option<Unread<'_>> {
         if self.is_text {
-            return None;
+            item::yaml(str::from_utf8(&self.bytes).ok()?)
+        } else {
+            item::json(&self.bytes)
         }
-        let bundle: Bundle<&RawValue, &RawValue> = serde_json::from_slice(&self.bytes).ok()?;
-        Some(bundle.map(|host| Item::json(host.get()), |table| Item::json(table.get())))
     }
 }
 

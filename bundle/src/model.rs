@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::item::{Item, Unreadable};
+use crate::item::{Item, Unread, Unreadable};
 use crate::wire;
 use directory::Directory;
 use reuse::Part;
@@ -120,10 +120,7 @@ impl Config {
 
     /// As [`Self::parse`], of items that have not been read. What items were made of that `before` had is taken over from
     /// it: equal parts of the two are the same object.
-    pub(crate) fn make(
-        bundle: wire::Bundle<Item<'_, wire::Host>, Item<'_, wire::RouteTable>>,
-        before: Option<&Self>,
-    ) -> Result<Self, Refused> {
+    pub(crate) fn make(bundle: Unread<'_>, before: Option<&Self>) -> Result<Self, Refused> {
         parse::config(bundle, before)
     }
 
@@ -309,7 +306,7 @@ pub struct Cluster {
     /// Labels that an endpoint of it has.
     pub labels: std::collections::BTreeMap<String, String>,
     /// How endpoints are chosen and connected to.
-    pub policy: wire::Policy,
+    pub policy: Arc<wire::Policy>,
     /// SNI of mesh mTLS (ID-077); `None` when it would be too long.
     pub sni: Option<Arc<str>>,
 }

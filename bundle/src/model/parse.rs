@@ -13,7 +13,7 @@ use super::reuse::{Known, Part};
 use super::{
     Cluster, Config, Destinations, Directory, Domain, Host, Invalid, Places, Refused, Retry, RouteTable, Table,
 };
-use crate::item::Item;
+use crate::item::{Item, Unread};
 use crate::wire;
 
 mod gateway;
@@ -24,10 +24,9 @@ mod template;
 #[cfg(test)]
 pub(super) use template::template;
 
-type Bundle<'t> = wire::Bundle<Item<'t, wire::Host>, Item<'t, wire::RouteTable>>;
 type Routes<'t> = HashMap<&'t str, &'t Arc<RouteTable>>;
 
-pub(super) fn config(bundle: Bundle<'_>, before: Option<&Config>) -> Result<Config, Refused> {
+pub(super) fn config(bundle: Unread<'_>, before: Option<&Config>) -> Result<Config, Refused> {
     static SERIAL: AtomicU64 = AtomicU64::new(1);
     let mut parser = Parser {
         before,
@@ -37,6 +36,7 @@ pub(super) fn config(bundle: Bundle<'_>, before: Option<&Config>) -> Result<Conf
         index: Arc::default(),
         parts: Vec::new(),
         has_same_hosts: false,
+        policy: None,
         left_out: Vec::new(),
     };
     let sources = parser.hosts(&bundle.hosts)?;
@@ -111,6 +111,8 @@ struct Parser<'b> {
     parts: Vec<Part<Places>>,
     /// All hosts are those of before, in the same order.
     has_same_hosts: bool,
+    /// The last one that is not of before: most are equal.
+    policy: Option<Arc<wire::Policy>>,
     /// Names of mirrors of the table at hand that no host has.
     left_out: Vec<Box<str>>,
 }
@@ -173,6 +175,7 @@ impl Parser<'_> {
 }
 
 /// What a host is made of.
+#[expect(clippy::large_enum_variant, reason = "at a start all are of the large one")]
 enum Source<'i> {
     /// Of what it was made in the configuration before, at this place.
     Kept(usize),

@@ -253,7 +253,7 @@ impl<I: Iterator<Item: Serialize>> Serialize for Each<I> {
 }
 
 fn cluster_row(cluster: &Arc<Cluster>) -> Value {
-    json!({"name": &*cluster.name, "host": &*cluster.host.host, "port": cluster.port, "policy": cluster.policy})
+    json!({"name": &*cluster.name, "host": &*cluster.host.host, "port": cluster.port, "policy": *cluster.policy})
 }
 
 fn endpoint_rows(table: &EndpointTable) -> impl Iterator<Item = Value> {

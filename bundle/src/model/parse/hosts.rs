@@ -124,7 +124,7 @@ impl Parser<'_> {
         let policy = subset
             .and_then(|subset| subset.policies.get(&port.port))
             .unwrap_or(&port.policy);
-        self.list(Arc::new(Cluster {
+        let cluster = Cluster {
             id: ids.next(),
             name: Arc::from(name),
             host: host.clone(),
@@ -134,9 +134,16 @@ impl Parser<'_> {
             protocol: port.protocol,
             subset: subset.map(|subset| Arc::from(subset.name.as_str())),
             labels: subset.map(|subset| subset.labels.clone()).unwrap_or_default(),
-            policy: policy.clone(),
+            policy: self.shared(policy),
             sni: (sni.len() <= 255).then(|| Arc::from(sni.as_str())),
-        }));
+        };
+        self.list(Arc::new(cluster));
+    }
+
+    fn shared(&mut self, policy: &wire::Policy) -> Arc<wire::Policy> {
+        let last = self.policy.take().filter(|last| **last == *policy);
+        let shared = last.unwrap_or_else(|| Arc::new(policy.clone()));
+        self.policy.insert(shared).clone()
     }
 
     fn list(&mut self, cluster: Arc<Cluster>) {

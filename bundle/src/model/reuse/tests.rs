@@ -10,7 +10,12 @@ use crate::model::directory::Names;
 use crate::model::{Config, Serves};
 
 fn parse(bundle: &Value, before: Option<&Config>) -> Result<Config, Rejected> {
-    Content::json(&bundle.to_string()).config(before)
+    Content::of(false, &bundle.to_string()).config(before)
+}
+
+/// As [`parse`], of the bundle as text.
+fn parse_text(bundle: &Value, before: Option<&Config>) -> Result<Config, Rejected> {
+    Content::of(true, &serde_yaml::to_string(bundle).expect("YAML")).config(before)
 }
 
 fn host(name: &str, http: Option<&str>) -> Value {
@@ -151,9 +156,9 @@ fn an_item_that_cannot_be_read_is_told_with_its_line() {
     text["routes"][1]["rules"][0]["timeoutMs"] = json!("soon");
     let text = serde_json::to_string_pretty(&text).expect("JSON");
     let line = 1 + text.lines().position(|line| line.contains("soon")).expect("is there");
-    let refused = Content::json(&text).config(Some(&one)).expect_err("no number");
+    let refused = Content::of(false, &text).config(Some(&one)).expect_err("no number");
     assert_eq!(refused.line, Some(line));
-    let whole = Content::json(&text).bundle().expect_err("no number");
+    let whole = Content::of(false, &text).bundle().expect_err("no number");
     assert_eq!(refused, whole);
 }
 
@@ -306,7 +311,7 @@ fn composed(forms: &[usize]) -> Value {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Each step changes a few things, among them to what is not valid; what is valid is the next one's past.
+    /// In both forms of a bundle. Each step changes a few things, among them to what is not valid; what is valid is the next one's past.
     // spec: LIFE-040, DLV-023, DLV-080
     #[test]
     fn a_configuration_with_a_past_is_the_one_without(
@@ -314,22 +319,25 @@ proptest! {
     ) {
         let mut forms = vec![0; HOSTS + TABLES + 1];
         forms[HOSTS + TABLES] = 4;
-        let mut before = parse(&composed(&forms), None).ok();
-        for step in steps {
-            let earlier = forms.clone();
-            step.iter().for_each(|(slot, form)| forms[*slot] = *form);
-            let text = composed(&forms);
-            match (parse(&text, before.as_ref()), parse(&text, None)) {
-                (Ok(with), Ok(without)) => {
-                    prop_assert_eq!(described(&with), described(&without));
-                    before = Some(with);
+        for parse in [parse, parse_text] {
+            let mut forms = forms.clone();
+            let mut before = parse(&composed(&forms), None).ok();
+            for step in &steps {
+                let earlier = forms.clone();
+                step.iter().for_each(|(slot, form)| forms[*slot] = *form);
+                let text = composed(&forms);
+                match (parse(&text, before.as_ref()), parse(&text, None)) {
+                    (Ok(with), Ok(without)) => {
+                        prop_assert_eq!(described(&with), described(&without));
+                        before = Some(with);
+                    }
+                    (Err(with), Err(without)) => {
+                        prop_assert_eq!(with, without);
+                        // Most steps begin at what is valid.
+                        forms = earlier;
+                    }
+                    (with, without) => prop_assert!(false, "{:?} {:?}", with.err(), without.err()),
                 }
-                (Err(with), Err(without)) => {
-                    prop_assert_eq!(with, without);
-                    // Most steps begin at what is valid.
-                    forms = earlier;
-                }
-                (with, without) => prop_assert!(false, "{:?} {:?}", with.err(), without.err()),
             }
         }
     }
