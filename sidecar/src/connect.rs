@@ -10,7 +10,6 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 use weft_bundle::model::HostEndpoints;
 use weft_bundle::wire;
 
@@ -18,7 +17,7 @@ use crate::announce::Announce;
 use crate::cluster::Permit;
 use crate::io::{self as net, Dial, Io};
 use crate::pool::{Link, Security};
-use crate::tls::{Inner, PeerTls, account, originate};
+use crate::tls::{Inner, PeerTls, TlsStream, account, originate};
 use crate::worker::Worker;
 
 /// Why no connection to an endpoint could be opened. All count as a failed connect (BYD-011).
@@ -297,12 +296,10 @@ async fn open(
                     .map_err(|_| ConnectError::Unavailable(format!("{name:?} is no server name")))?,
                 None => ServerName::IpAddress(address.ip().into()),
             };
-            let connector = TlsConnector::from(identity.client(inner));
-            let stream = connector
-                .connect(name, stream)
+            let stream = TlsStream::connect(identity.client(inner), name, stream)
                 .await
                 .map_err(|source| ConnectError::Tls { address, source })?;
-            tls = PeerTls::of(stream.get_ref().1);
+            tls = PeerTls::of(stream.state());
             let found = tls.as_ref().and_then(|tls| tls.spiffe_id()).unwrap_or_default();
             let domains = worker.trust_domains();
             if !expected.admits(&found, &domains) {
@@ -318,7 +315,7 @@ async fn open(
                     originate::OriginateError::Unavailable(reason) => ConnectError::Unavailable(reason),
                     originate::OriginateError::Handshake(source) => ConnectError::Tls { address, source },
                 })?;
-            tls = PeerTls::of(stream.get_ref().1);
+            tls = PeerTls::of(stream.state());
             Io::from(stream)
         }
     };

@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use rustls::server::{Accepted, Acceptor};
+use bytes::BytesMut;
+use rustls::server::Acceptor;
 use std::future::poll_fn;
 use tokio::time::{Instant, timeout_at};
 
@@ -156,10 +156,6 @@ pub async fn detect(io: &mut Io, buffer: &mut BytesMut, among: Among) -> io::Res
 
 /// What a ClientHello says.
 pub struct Hello {
-    /// The handshake so far, to go on with.
-    pub accepted: Accepted,
-    /// Bytes after the ClientHello.
-    pub rest: Bytes,
     /// SNI, lower case.
     pub server_name: Option<String>,
     /// ALPN list.
@@ -190,12 +186,7 @@ pub async fn hello(io: &mut Io, buffer: &mut BytesMut) -> io::Result<Hello> {
                         .alpn()
                         .map(|list| list.map(<[u8]>::to_vec).collect())
                         .unwrap_or_default();
-                    return Ok(Hello {
-                        rest: Bytes::copy_from_slice(&buffer[fed..]),
-                        accepted,
-                        server_name,
-                        alpn,
-                    });
+                    return Ok(Hello { server_name, alpn });
                 }
                 Err((e, _)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
             }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::StartHandshake;
 use weft_bundle::model::Config;
 use weft_bundle::wire::{InboundDestination, InboundTarget, MtlsMode, Policy, Protocol};
 
@@ -23,7 +22,7 @@ use crate::outbound::{read_some, server_begins, within};
 use crate::shared::{DrainPhase, Snapshot};
 use crate::tcp::{self, Opened};
 use crate::telemetry::Counter;
-use crate::tls::PeerTls;
+use crate::tls::{PeerTls, TlsStream};
 use crate::worker::Worker;
 
 /// A server's handshake must be complete after this (ID-090).
@@ -274,9 +273,10 @@ async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hell
     let mut downstream = incoming.downstream(worker, Direction::Inbound);
     let (remote, dialled) = (incoming.remote, incoming.dialled);
     let config = identity.server(hello.alpn.iter().map(Vec::as_slice));
-    let io = incoming.io.with_prefix(hello.rest);
-    let handshake = StartHandshake::from_parts(hello.accepted, io).into_stream(config);
-    let stream = match timeout(HANDSHAKE, handshake).await {
+    let (socket, ahead) = incoming.io.into_plain()?;
+    let mut begun = incoming.buffer;
+    begun.extend_from_slice(&ahead);
+    let stream = match timeout(HANDSHAKE, TlsStream::accept(config, socket, begun)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(client = %remote, %error, "mesh handshake");
@@ -288,7 +288,7 @@ async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hell
             return None;
         }
     };
-    downstream.tls = PeerTls::of(stream.get_ref().1);
+    downstream.tls = PeerTls::of(stream.state());
     downstream.principal = downstream.tls.as_ref().and_then(|tls| tls.spiffe_id());
     downstream.local_principal = Some(identity.spiffe_id.clone());
     downstream.server_name = hello.server_name.map(Into::into);

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use weft_bundle::wire;
 
+use crate::tls::TlsStream;
+
 /// A byte stream.
 pub struct Io {
     prefix: Bytes,
@@ -20,8 +22,7 @@ pub struct Io {
 
 enum Transport {
     Tcp(TcpStream),
-    Server(Box<tokio_rustls::server::TlsStream<Io>>),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 impl From<TcpStream> for Io {
@@ -33,20 +34,11 @@ impl From<TcpStream> for Io {
     }
 }
 
-impl From<tokio_rustls::server::TlsStream<Self>> for Io {
-    fn from(stream: tokio_rustls::server::TlsStream<Self>) -> Self {
+impl From<TlsStream> for Io {
+    fn from(stream: TlsStream) -> Self {
         Self {
             prefix: Bytes::new(),
-            transport: Transport::Server(Box::new(stream)),
-        }
-    }
-}
-
-impl From<tokio_rustls::client::TlsStream<TcpStream>> for Io {
-    fn from(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
-        Self {
-            prefix: Bytes::new(),
-            transport: Transport::Client(Box::new(stream)),
+            transport: Transport::Tls(Box::new(stream)),
         }
     }
 }
@@ -75,8 +67,7 @@ impl Io {
     pub fn socket(&self) -> &TcpStream {
         match &self.transport {
             Transport::Tcp(stream) => stream,
-            Transport::Server(stream) => stream.get_ref().0.socket(),
-            Transport::Client(stream) => stream.get_ref().0,
+            Transport::Tls(stream) => stream.socket(),
         }
     }
 
@@ -86,6 +77,15 @@ impl Io {
         match &self.transport {
             Transport::Tcp(stream) if self.prefix.is_empty() => Some(stream),
             _ => None,
+        }
+    }
+
+    /// The socket and what was read ahead of it; `None` for TLS.
+    #[must_use]
+    pub fn into_plain(self) -> Option<(TcpStream, Bytes)> {
+        match self.transport {
+            Transport::Tcp(stream) => Some((stream, self.prefix)),
+            Transport::Tls(_) => None,
         }
     }
 
@@ -129,8 +129,7 @@ impl AsyncRead for Io {
         }
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Server(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Client(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -139,8 +138,7 @@ impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Transport::Server(stream) => Pin::new(stream).poll_write(cx, buf),
-            Transport::Client(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -151,32 +149,28 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Transport::Server(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Transport::Client(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Tcp(stream) => stream.is_write_vectored(),
-            Transport::Server(stream) => stream.is_write_vectored(),
-            Transport::Client(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Server(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Client(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Server(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Client(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -20,9 +20,11 @@ use verify::MeshVerifier;
 
 pub(crate) mod originate;
 mod peer;
+mod stream;
 mod verify;
 
 pub use peer::{Facts, PeerTls, account, spiffe_id};
+pub use stream::TlsStream;
 
 /// What a mesh trusts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -17,11 +17,9 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use weft_bundle::wire::OriginateTls;
 
-use super::{FromDer, GeneralName, Inner, X509Certificate, provider};
+use super::{FromDer, GeneralName, Inner, TlsStream, X509Certificate, provider};
 use crate::http::Version;
 
 /// Where Debian, Alpine and Red Hat keep the system's anchors.
@@ -45,7 +43,7 @@ pub(crate) async fn handshake(
     host: &str,
     inner: Inner,
     stream: TcpStream,
-) -> Result<TlsStream<TcpStream>, OriginateError> {
+) -> Result<TlsStream, OriginateError> {
     if let Some(reason) = &settings.unavailable {
         return Err(OriginateError::Unavailable(reason.clone()));
     }
@@ -62,8 +60,7 @@ pub(crate) async fn handshake(
     let name = if name.contains('*') { NO_NAME } else { name };
     let server_name = ServerName::try_from(name.to_owned())
         .map_err(|_| OriginateError::Unavailable(format!("{name:?} is no server name")))?;
-    TlsConnector::from(config)
-        .connect(server_name, stream)
+    TlsStream::connect(config, server_name, stream)
         .await
         .map_err(OriginateError::Handshake)
 }
