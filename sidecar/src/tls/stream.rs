@@ -511,3 +511,6 @@ impl AsyncWrite for TlsStream {
         Pin::new(&mut this.socket).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;
