@@ -331,8 +331,9 @@ impl TlsStream {
         output.clear();
         let (step, result) = self.session.step(&mut input[..length], output, &mut plain, then);
         self.peer_closed |= step.peer_closed;
-        let left = &input[step.used..length];
-        if left.len() != self.input.len() || step.used > 0 {
+        // Without new bytes nothing was decrypted in place.
+        if count > 0 || step.used > 0 {
+            let left = &input[step.used..length];
             self.input = if left.is_empty() {
                 BytesMut::new()
             } else {
