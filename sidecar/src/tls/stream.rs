@@ -207,6 +207,8 @@ pub struct TlsStream {
     peer_closed: bool,
     closed: bool,
     failed: bool,
+    /// Why it failed, until a reader was told who first got what came before.
+    failure: Option<io::Error>,
 }
 
 impl TlsStream {
@@ -217,7 +219,7 @@ impl TlsStream {
     /// that fails, after an alert was sent.
     pub async fn accept(config: Arc<ServerConfig>, socket: TcpStream, hello: BytesMut) -> io::Result<Self> {
         let session = UnbufferedServerConnection::new(config).map_err(invalid)?;
-        Self::handshake(Session::Server(Box::new(session)), socket, hello).await
+        Self::handshake(Session::Server(Box::new(session)), socket, &hello).await
     }
 
     /// Handshake of a client.
@@ -226,25 +228,27 @@ impl TlsStream {
     /// See [`Self::accept`].
     pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: TcpStream) -> io::Result<Self> {
         let session = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
-        Self::handshake(Session::Client(Box::new(session)), socket, BytesMut::new()).await
+        Self::handshake(Session::Client(Box::new(session)), socket, &[]).await
     }
 
-    async fn handshake(session: Session, socket: TcpStream, input: BytesMut) -> io::Result<Self> {
+    async fn handshake(session: Session, socket: TcpStream, hello: &[u8]) -> io::Result<Self> {
         let mut stream = Self {
             socket,
             session,
-            input,
+            input: BytesMut::new(),
             plain: BytesMut::new(),
             output: BytesMut::new(),
             peer_closed: false,
             closed: false,
             failed: false,
+            failure: None,
         };
         // Begins: the client's hello, or what is there of it already.
         poll_fn(|cx| {
-            BUFFERS.with_borrow_mut(|buffers| {
-                let Buffers { input, output, .. } = buffers;
-                Poll::Ready(stream.take_in(cx, (input, output), 0, &mut |_| 0, &Then::Wait))
+            BUFFERS.with_borrow_mut(|Buffers { input, output, .. }| {
+                input.clear();
+                input.extend_from_slice(hello);
+                Poll::Ready(stream.take_in(cx, (input, output), hello.len(), &mut |_| 0, &Then::Wait))
             })
         })
         .await?;
@@ -253,16 +257,12 @@ impl TlsStream {
             if !stream.session.state().is_handshaking() {
                 return Ok(stream);
             }
-            let read = poll_fn(|cx| stream.poll_receive(cx, MAX_READ, &mut |_| 0)).await;
-            match read {
-                Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the peer left during the handshake",
-                    ));
-                }
-                Ok(_) => {}
-                Err(error) => return Err(error),
+            let count = poll_fn(|cx| stream.poll_receive(cx, MAX_READ, &mut |_| 0)).await?;
+            if count == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the peer left during the handshake",
+                ));
             }
         }
     }
@@ -287,17 +287,17 @@ impl TlsStream {
         most: usize,
         reader: &mut dyn FnMut(&[u8]) -> usize,
     ) -> Poll<io::Result<usize>> {
-        BUFFERS.with_borrow_mut(|buffers| {
+        BUFFERS.with_borrow_mut(|Buffers { input, output, .. }| {
             let kept = self.input.len();
-            let length = kept + most;
-            if buffers.input.len() < length {
-                buffers.input.resize(length, 0);
+            // What is kept counts, so that reads end where records do; only a long message of the handshake takes more.
+            let length = if kept < most { most } else { kept + most };
+            if input.len() < length {
+                input.resize(length, 0);
             }
-            let mut space = ReadBuf::new(&mut buffers.input[kept..length]);
+            let mut space = ReadBuf::new(&mut input[kept..length]);
             ready!(Pin::new(&mut self.socket).poll_read(cx, &mut space))?;
             let count = space.filled().len();
             if count > 0 {
-                let Buffers { input, output, .. } = buffers;
                 self.take_in(cx, (input, output), count, reader, &Then::Wait)?;
             }
             Poll::Ready(Ok(count))
@@ -331,14 +331,13 @@ impl TlsStream {
         output.clear();
         let (step, result) = self.session.step(&mut input[..length], output, &mut plain, then);
         self.peer_closed |= step.peer_closed;
-        // Without new bytes nothing was decrypted in place.
-        if count > 0 || step.used > 0 {
-            let left = &input[step.used..length];
-            self.input = if left.is_empty() {
-                BytesMut::new()
-            } else {
-                BytesMut::from(left)
-            };
+        let left = &input[step.used..length];
+        if left.is_empty() || self.peer_closed {
+            // What follows close_notify is never looked at (RFC 8446, section 6.1).
+            self.input = BytesMut::new();
+        } else if count > 0 || step.used > 0 {
+            // Without new bytes rustls changed nothing in place.
+            self.input = BytesMut::from(left);
         }
         let is_too_long = self.input.len() > MAX_INCOMPLETE;
         self.failed |= result.is_err() || is_too_long;
@@ -356,21 +355,20 @@ impl TlsStream {
         }
     }
 
-    /// Sends what the socket takes now; the rest follows when it takes more.
+    /// Sends what the socket takes now; the rest follows when it takes more, or tells of the error again.
     fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         let mut sent = 0;
-        if self.output.is_empty() {
-            while sent < bytes.len() {
-                match Pin::new(&mut self.socket).poll_write(cx, &bytes[sent..]) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(count)) => sent += count,
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
-                }
+        let mut result = Ok(());
+        while self.output.is_empty() && sent < bytes.len() && result.is_ok() {
+            match Pin::new(&mut self.socket).poll_write(cx, &bytes[sent..]) {
+                Poll::Ready(Ok(0)) => result = Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => sent += count,
+                Poll::Ready(Err(error)) => result = Err(error),
+                Poll::Pending => break,
             }
         }
         self.output.extend_from_slice(&bytes[sent..]);
-        Ok(())
+        result
     }
 
     /// Sends what is held back.
@@ -410,7 +408,8 @@ impl AsyncRead for TlsStream {
                 return Poll::Ready(Ok(()));
             }
             if this.failed {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                let error = this.failure.take();
+                return Poll::Ready(Err(error.unwrap_or_else(|| io::ErrorKind::InvalidData.into())));
             }
             let before = buf.filled().len();
             // As many whole records as the reader has room for, so that little waits, and one at least.
@@ -424,7 +423,10 @@ impl AsyncRead for TlsStream {
             let arrived = buf.filled().len() > before;
             match ready!(read) {
                 // What came before a failure is good; the failure follows.
-                _ if arrived => return Poll::Ready(Ok(())),
+                read if arrived => {
+                    this.failure = read.err().filter(|_| this.failed);
+                    return Poll::Ready(Ok(()));
+                }
                 Ok(0) => {
                     return Poll::Ready(Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
@@ -446,8 +448,7 @@ impl AsyncWrite for TlsStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        BUFFERS.with_borrow_mut(|buffers| {
-            let Buffers { input, output, .. } = buffers;
+        BUFFERS.with_borrow_mut(|Buffers { input, output, .. }| {
             this.take_in(cx, (input, output), 0, &mut |_| 0, &Then::Write(bytes))
         })?;
         Poll::Ready(Ok(bytes.len()))
@@ -460,31 +461,32 @@ impl AsyncWrite for TlsStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_drain(cx))?;
-        BUFFERS.with_borrow_mut(|buffers| {
-            let Buffers {
-                input,
-                output,
-                gathered,
-            } = buffers;
-            let mut filled = slices.iter().filter(|slice| !slice.is_empty());
-            let (first, second) = (filled.next(), filled.next());
-            let bytes: &[u8] = if second.is_none() {
-                first.map_or(&[], |slice| &slice[..slice.len().min(MAX_WRITE)])
-            } else {
-                // One record costs less than several, and rustls takes them from one piece.
-                gathered.clear();
-                for slice in slices {
-                    let room = MAX_WRITE - gathered.len();
-                    gathered.extend_from_slice(&slice[..slice.len().min(room)]);
+        BUFFERS.with_borrow_mut(
+            |Buffers {
+                 input,
+                 output,
+                 gathered,
+             }| {
+                let mut filled = slices.iter().filter(|slice| !slice.is_empty());
+                let (first, second) = (filled.next(), filled.next());
+                let bytes: &[u8] = if second.is_none() {
+                    first.map_or(&[], |slice| &slice[..slice.len().min(MAX_WRITE)])
+                } else {
+                    // One record costs less than several, and rustls takes them from one piece.
+                    gathered.clear();
+                    for slice in slices {
+                        let room = MAX_WRITE - gathered.len();
+                        gathered.extend_from_slice(&slice[..slice.len().min(room)]);
+                    }
+                    gathered
+                };
+                let count = bytes.len();
+                if count > 0 {
+                    this.take_in(cx, (input, output), 0, &mut |_| 0, &Then::Write(bytes))?;
                 }
-                gathered
-            };
-            let count = bytes.len();
-            if count > 0 {
-                this.take_in(cx, (input, output), 0, &mut |_| 0, &Then::Write(bytes))?;
-            }
-            Poll::Ready(Ok(count))
-        })
+                Poll::Ready(Ok(count))
+            },
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -502,8 +504,7 @@ impl AsyncWrite for TlsStream {
             this.closed = true;
             // One that failed has told the peer already.
             if !this.failed {
-                BUFFERS.with_borrow_mut(|buffers| {
-                    let Buffers { input, output, .. } = buffers;
+                BUFFERS.with_borrow_mut(|Buffers { input, output, .. }| {
                     this.take_in(cx, (input, output), 0, &mut |_| 0, &Then::Close)
                 })?;
             }
