@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http::{HeaderMap, Request, Response};
+use support::grpc::{self, Got};
 use support::process::{Process, Volumes};
 use support::rules::{ECHO, dialling};
 use support::{
@@ -280,30 +281,8 @@ fn the_client_says_whether_it_wants_text() {
     assert_eq!(app.last().field("grpc-accept-encoding"), Some("gzip"));
 }
 
-/// A call over HTTP/2: fields of the head, the body, trailers.
-fn call(front: SocketAddr, content_type: &'static str, body: &'static [u8]) -> (HeaderMap, Vec<u8>, Option<HeaderMap>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("runtime");
-    runtime.block_on(async move {
-        let stream = tokio::net::TcpStream::connect(front).await.expect("the proxy listens");
-        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        tokio::spawn(connection);
-        let mut client = client.ready().await.expect("open");
-        let request = Request::post("http://echo/a.B/C").header("content-type", content_type);
-        let request = request.body(()).expect("request");
-        let (response, mut stream) = client.send_request(request, false).expect("sent");
-        stream.send_data(Bytes::from_static(body), true).expect("sent");
-        let (parts, mut body) = response.await.expect("an answer").into_parts();
-        let mut data = Vec::new();
-        while let Some(part) = body.data().await {
-            let part = part.expect("data");
-            let _ = body.flow_control().release_capacity(part.len());
-            data.extend_from_slice(&part);
-        }
-        (parts.headers, data, body.trailers().await.expect("trailers"))
-    })
+fn call(front: SocketAddr, content_type: &str, body: &'static [u8]) -> Got {
+    grpc::call(front, &[("content-type", content_type)], body)
 }
 
 // spec: SM-026
@@ -313,16 +292,20 @@ fn clients_of_http_2_are_served_alike_and_grpc_beside_them_is_left_alone() {
     let pair = Pair::start(WEB, app.address);
     let server = server(&app, WEB);
     for front in [pair.front, server.addresses[0]] {
-        let (head, body, trailers) = call(front, "application/grpc-web", ASKED);
+        let Got {
+            head, data, trailers, ..
+        } = call(front, "application/grpc-web", ASKED);
         assert_eq!(head["content-type"], "application/grpc-web+proto");
-        assert_eq!((body, trailers), (whole(), None));
-        let (head, body, _) = call(front, "application/grpc-web-text", b"AAAAAAF4");
+        assert_eq!((data, trailers), (whole(), None));
+        let Got { head, data, .. } = call(front, "application/grpc-web-text", b"AAAAAAF4");
         assert_eq!(head["content-type"], "application/grpc-web-text+proto");
-        assert_eq!(decode(&body), whole());
+        assert_eq!(decode(&data), whole());
         assert_eq!(app.last().body, ASKED);
-        let (head, body, trailers) = call(front, "application/grpc", ASKED);
+        let Got {
+            head, data, trailers, ..
+        } = call(front, "application/grpc", ASKED);
         assert_eq!(head["content-type"], "application/grpc");
-        assert_eq!(body, SAID);
+        assert_eq!(data, SAID);
         assert_eq!(trailers.expect("trailers")["grpc-status"], "5");
         assert_eq!(app.last().field("grpc-accept-encoding"), None);
     }
@@ -333,9 +316,11 @@ fn clients_of_http_2_are_served_alike_and_grpc_beside_them_is_left_alone() {
 fn on_a_port_that_does_not_declare_it_nothing_is_translated() {
     let app = App::start();
     let pair = Pair::start("grpc", app.address);
-    let (head, body, trailers) = call(pair.front, "application/grpc-web", ASKED);
+    let Got {
+        head, data, trailers, ..
+    } = call(pair.front, "application/grpc-web", ASKED);
     assert_eq!(head["content-type"], "application/grpc");
-    assert_eq!((body, trailers.is_some()), (SAID.to_vec(), true));
+    assert_eq!((data, trailers.is_some()), (SAID.to_vec(), true));
     assert_eq!(app.last().field("content-type"), Some("application/grpc-web"));
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use support::grpc::{self, Got};
 use support::{
     App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, run, serving, virtual_address, wait_for, workload,
 };
@@ -77,49 +78,9 @@ async fn serve(
     stream.send_trailers(trailers).expect("sent");
 }
 
-/// What a gRPC client got: HTTP status, fields of the head, data, trailers.
-struct Got {
-    status: u16,
-    head: HeaderMap,
-    data: Vec<u8>,
-    trailers: Option<HeaderMap>,
-}
-
 fn call(front: SocketAddr) -> Got {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("runtime");
-    runtime.block_on(async move {
-        let stream = tokio::net::TcpStream::connect(front).await.expect("the proxy listens");
-        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        tokio::spawn(connection);
-        let mut client = client.ready().await.expect("open");
-        let request = Request::post("http://echo/a.B/C")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .expect("request");
-        let (response, mut stream) = client.send_request(request, false).expect("sent");
-        stream
-            .send_data(Bytes::from_static(b"\0\0\0\0\x01x"), true)
-            .expect("sent");
-        let response = response.await.expect("an answer");
-        let (parts, mut body) = response.into_parts();
-        let mut data = Vec::new();
-        while let Some(part) = body.data().await {
-            let part = part.expect("data");
-            let _ = body.flow_control().release_capacity(part.len());
-            data.extend_from_slice(&part);
-        }
-        let trailers = body.trailers().await.expect("trailers");
-        Got {
-            status: parts.status.as_u16(),
-            head: parts.headers,
-            data,
-            trailers,
-        }
-    })
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+    grpc::call(front, &fields, b"\0\0\0\0\x01x")
 }
 
 // spec: SM-023, SM-138, ID-073

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "shared by test binaries")]
 #![allow(clippy::missing_panics_doc, reason = "helpers of tests panic where a test fails")]
 
+pub mod grpc;
 pub mod net;
 pub mod process;
 pub mod rules;
