@@ -94,6 +94,7 @@ pub(crate) fn yaml(text: &str) -> Option<Unread<'_>> {
         workload,
         mesh,
         inbound,
+        authorization,
         domains,
         listeners,
         ..
@@ -102,6 +103,7 @@ pub(crate) fn yaml(text: &str) -> Option<Unread<'_>> {
         workload,
         mesh,
         inbound,
+        authorization,
         hosts: hosts.into_iter().flatten().map(|host| Item::new(host, read)).collect(),
         domains,
         routes: routes

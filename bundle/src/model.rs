@@ -11,6 +11,7 @@ use crate::wire;
 use directory::Directory;
 use reuse::Part;
 
+mod authorization;
 mod directory;
 mod endpoints;
 mod listener;
@@ -19,6 +20,7 @@ mod parse;
 mod reuse;
 mod route;
 
+pub use authorization::{Authorization, Caller, Denial, Granted, Request};
 pub use directory::{Domain, Domains};
 pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
 pub use listener::{Listener, Serves, VirtualHosts};
@@ -53,6 +55,8 @@ pub struct Config {
     pub mesh: wire::Mesh,
     /// How requests to the workload are received.
     pub inbound: Inbound,
+    /// Who may reach the workload.
+    pub authorization: Authorization,
     /// All hosts, sorted by name.
     pub hosts: Vec<Arc<Host>>,
     /// All destinations, in the order of hosts.
@@ -224,6 +228,8 @@ pub struct InboundPort {
     pub protocol: wire::Protocol,
     /// Requests of gRPC-Web are translated (SM-026).
     pub grpc_web: bool,
+    /// Ports of Services that lead here and have another number.
+    pub service_ports: Vec<u16>,
     /// Mode.
     pub mtls: wire::MtlsMode,
     /// Host of the Service that telemetry shows (MET-032).

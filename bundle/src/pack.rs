@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
 use crate::wire::{
-    Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload,
+    AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload,
     SCHEMA, ShardDigest,
 };
 
@@ -156,8 +156,12 @@ pub fn config(bundle: &Bundle, inputs: &KeyInputs, limits: &Limits) -> Result<Pa
 
 /// What a proxy must know to run a configuration; one that does not would serve less than is asked for (DLV-024).
 fn required(bundle: &Bundle) -> Vec<String> {
-    let opens_ports = !bundle.listeners.is_empty();
-    opens_ports.then(|| GATEWAY.to_owned()).into_iter().collect()
+    let features = [
+        (AUTHORIZATION, !bundle.authorization.is_empty()),
+        (GATEWAY, !bundle.listeners.is_empty()),
+    ];
+    let used = features.into_iter().filter(|(_, is_used)| *is_used);
+    used.map(|(name, _)| name.to_owned()).collect()
 }
 
 /// One host to pack, with everything spelled out; [`endpoints`] puts it into tables.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyInputs, Template};
 
+mod authorization;
 mod endpoints;
 mod listener;
 mod locality;
@@ -18,10 +19,11 @@ mod manifest;
 mod policy;
 mod route;
 
+pub use authorization::{AccessCondition, AccessRule, AuthorizationPolicy, Authorize};
 pub use endpoints::{Endpoint, Endpoints, Health, HostEndpoints, MeshTls, PeerWorkload};
 pub use listener::{Listener, Serves, TlsServing, VirtualHost};
 pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
-pub use manifest::{EndpointsManifest, GATEWAY, Manifest, ShardDigest, Target};
+pub use manifest::{AUTHORIZATION, EndpointsManifest, GATEWAY, Manifest, ShardDigest, Target};
 pub use policy::{
     ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
     RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
@@ -52,6 +54,9 @@ pub struct Bundle<H = Host, T = RouteTable> {
     /// How requests to the workload are received.
     #[serde(default)]
     pub inbound: Inbound,
+    /// Who may reach the workload, sorted by namespace and name. None: everybody whom [`Bundle::inbound`] takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorization: Vec<AuthorizationPolicy>,
     /// Every host that the workload may call, sorted by name. `/config/status` reports positions in it (DLV-165).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<H>,
@@ -73,6 +78,7 @@ impl<H, T> Bundle<H, T> {
             workload,
             mesh,
             inbound,
+            authorization,
             hosts,
             domains,
             routes,
@@ -82,6 +88,7 @@ impl<H, T> Bundle<H, T> {
             workload,
             mesh,
             inbound,
+            authorization,
             hosts: hosts.into_iter().map(host).collect(),
             domains,
             routes: routes.into_iter().map(table).collect(),
@@ -330,6 +337,9 @@ pub struct InboundPort {
     /// Requests of gRPC-Web are translated to gRPC (SM-026); default false.
     #[serde(default, skip_serializing_if = "is_default")]
     pub grpc_web: bool,
+    /// Ports of Services that lead here and have another number, sorted (BYD-064).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_ports: Vec<u16>,
     /// Mode of this port; absent: [`Inbound::mtls`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<MtlsMode>,

@@ -4,6 +4,7 @@
 //! text, so that an object with a value that this version does not know can still be read, named and reported
 //! instead of stopping a watch. Validation is a function of one object: [`validate`].
 
+pub mod authorization_policy;
 pub mod destination_rule;
 pub mod duration;
 pub mod gateway;
@@ -19,6 +20,7 @@ pub mod validate;
 pub mod virtual_service;
 pub mod workload_entry;
 
+pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use destination_rule::{DestinationRule, DestinationRuleSpec};
 pub use duration::Duration;
 pub use gateway::{Gateway, GatewaySpec};

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::validate::{Report, Validate};
-use crate::{DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
+use crate::{AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 /// An object of a kind that Weft serves.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub enum MeshObject {
     Sidecar(Box<Sidecar>),
     /// PeerAuthentication.
     PeerAuthentication(Box<PeerAuthentication>),
+    /// AuthorizationPolicy.
+    AuthorizationPolicy(Box<AuthorizationPolicy>),
 }
 
 impl Validate for MeshObject {
@@ -35,6 +37,7 @@ impl Validate for MeshObject {
             Self::WorkloadEntry(object) => object.validate(),
             Self::Sidecar(object) => object.validate(),
             Self::PeerAuthentication(object) => object.validate(),
+            Self::AuthorizationPolicy(object) => object.validate(),
         }
     }
 }
@@ -77,7 +80,7 @@ pub enum ParseError {
 }
 
 /// Group, kind and served versions, the storage version first (SM-128, AUTHN-001).
-pub const KINDS: [(&str, &str, &[&str]); 7] = [
+pub const KINDS: [(&str, &str, &[&str]); 8] = [
     ("networking.istio.io", "VirtualService", &["v1", "v1beta1", "v1alpha3"]),
     ("networking.istio.io", "DestinationRule", &["v1", "v1beta1", "v1alpha3"]),
     ("networking.istio.io", "Gateway", &["v1", "v1beta1", "v1alpha3"]),
@@ -85,6 +88,7 @@ pub const KINDS: [(&str, &str, &[&str]); 7] = [
     ("networking.istio.io", "WorkloadEntry", &["v1", "v1beta1", "v1alpha3"]),
     ("networking.istio.io", "Sidecar", &["v1", "v1beta1", "v1alpha3"]),
     ("security.istio.io", "PeerAuthentication", &["v1", "v1beta1"]),
+    ("security.istio.io", "AuthorizationPolicy", &["v1", "v1beta1"]),
 ];
 
 /// Parses an object; unknown fields are an error when `strict` (SM-125), else ignored.
@@ -113,6 +117,7 @@ pub fn parse_object(value: &Value, strict: bool) -> Result<MeshObject, ParseErro
         "ServiceEntry" => MeshObject::ServiceEntry(Box::new(read(value, strict)?)),
         "WorkloadEntry" => MeshObject::WorkloadEntry(Box::new(read(value, strict)?)),
         "Sidecar" => MeshObject::Sidecar(Box::new(read(value, strict)?)),
+        "AuthorizationPolicy" => MeshObject::AuthorizationPolicy(Box::new(read(value, strict)?)),
         _ => MeshObject::PeerAuthentication(Box::new(read(value, strict)?)),
     })
 }

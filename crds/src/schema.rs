@@ -7,7 +7,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use crate::object::KINDS;
-use crate::{DestinationRule, Gateway, Mesh, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
+use crate::{AuthorizationPolicy, DestinationRule, Gateway, Mesh, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 mod rules;
 
@@ -68,6 +68,10 @@ pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
                 ".spec.mtls.mode",
                 "Mode of the workloads",
             )]),
+        ),
+        (
+            AuthorizationPolicy::crd(),
+            with_state(vec![column("Action", "string", ".spec.action", "What it does; ALLOW when empty")]),
         ),
         (
             Mesh::crd(),

@@ -273,6 +273,7 @@ fn written(object: &MeshObject) -> Value {
         MeshObject::WorkloadEntry(o) => serde_json::to_value(o),
         MeshObject::Sidecar(o) => serde_json::to_value(o),
         MeshObject::PeerAuthentication(o) => serde_json::to_value(o),
+        MeshObject::AuthorizationPolicy(o) => serde_json::to_value(o),
     };
     value.expect("serializes")
 }

@@ -15,6 +15,7 @@ use weft_bundle::wire::Bundle;
 use crate::world::{ObjectRef, Settings, World, pod};
 
 mod allocate;
+mod authorization;
 mod config;
 mod endpoint;
 mod gateway;
@@ -231,6 +232,7 @@ impl Renderer {
         route::resolve(&shared, &mut output.reports);
         scope::report(world, sound.sources.sidecars, &mut output.reports);
         service::report(&shared, &mut output.reports);
+        authorization::report(&shared, &mut output.reports);
         gateway::report(&shared, &gateways, &mut output.reports);
         output
     }

@@ -193,7 +193,8 @@ impl Writer {
 
     /// How many of the proxies that the object concerns have what was rendered from it.
     fn proxies(&self, reference: &ObjectRef, acknowledged: &Acknowledged) -> (usize, usize) {
-        let is_local = reference.kind == Kind::PeerAuthentication && reference.namespace != self.root_namespace;
+        let is_of_namespace = matches!(reference.kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy);
+        let is_local = is_of_namespace && reference.namespace != self.root_namespace;
         let concerned = acknowledged
             .iter()
             .filter(|((namespace, _), _)| !is_local || *namespace == reference.namespace);

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_bundle::key::KeyInputs;
 use weft_bundle::pack::Limits;
 use weft_crds::{
-    DestinationRule, Gateway, MeshConfig, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, Gateway, MeshConfig, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
 };
 
 use crate::identity::Profile;
@@ -43,6 +43,7 @@ pub enum Kind {
     WorkloadEntry,
     Sidecar,
     PeerAuthentication,
+    AuthorizationPolicy,
     /// ConfigMap `weft` with the mesh config.
     MeshConfig,
     /// ConfigMap `weft-cfg-<key>-0` for the inputs in its manifest (DLV-017).
@@ -89,6 +90,7 @@ pub enum Object {
     WorkloadEntry(Arc<WorkloadEntry>),
     Sidecar(Arc<Sidecar>),
     PeerAuthentication(Arc<PeerAuthentication>),
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshConfig(Arc<ConfigMap>),
     ConfigManifest {
         namespace: String,
@@ -131,6 +133,7 @@ impl Object {
             Self::WorkloadEntry(o) => of(Kind::WorkloadEntry, &o.metadata),
             Self::Sidecar(o) => of(Kind::Sidecar, &o.metadata),
             Self::PeerAuthentication(o) => of(Kind::PeerAuthentication, &o.metadata),
+            Self::AuthorizationPolicy(o) => of(Kind::AuthorizationPolicy, &o.metadata),
             Self::MeshConfig(o) => of(Kind::MeshConfig, &o.metadata),
             Self::ConfigManifest { namespace, name, .. } => ObjectRef {
                 kind: Kind::ConfigManifest,
@@ -298,6 +301,8 @@ pub struct World {
     pub sidecars: BTreeMap<Id, Arc<Sidecar>>,
     /// By namespace and name.
     pub peer_authentications: BTreeMap<Id, Arc<PeerAuthentication>>,
+    /// By namespace and name.
+    pub authorization_policies: BTreeMap<Id, Arc<AuthorizationPolicy>>,
     /// Inputs of keys that were rendered before, by namespace and name of the ConfigMap.
     pub manifests: BTreeMap<Id, Arc<KeyInputs>>,
     /// Objects that could not be read, with the reason.
@@ -332,6 +337,7 @@ impl World {
             Object::WorkloadEntry(o) => drop(self.workload_entries.insert(id, o)),
             Object::Sidecar(o) => drop(self.sidecars.insert(id, o)),
             Object::PeerAuthentication(o) => drop(self.peer_authentications.insert(id, o)),
+            Object::AuthorizationPolicy(o) => drop(self.authorization_policies.insert(id, o)),
             Object::ConfigManifest { inputs, .. } => drop(self.manifests.insert(id, inputs)),
             Object::Malformed { reference, error } => drop(self.malformed.insert(reference, error)),
             Object::MeshConfig(_) => self.has_mesh_config = true,
@@ -361,6 +367,7 @@ impl World {
             Kind::WorkloadEntry => self.workload_entries.remove(&id).is_some(),
             Kind::Sidecar => self.sidecars.remove(&id).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&id).is_some(),
+            Kind::AuthorizationPolicy => self.authorization_policies.remove(&id).is_some(),
             Kind::ConfigManifest => self.manifests.remove(&id).is_some(),
             Kind::MeshConfig => std::mem::take(&mut self.has_mesh_config),
             Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet | Kind::DaemonSet | Kind::Job | Kind::CronJob => {

@@ -40,6 +40,7 @@ fn split(text: &str) -> Option<(usize, usize)> {
         workload: split.workload,
         mesh: split.mesh,
         inbound: split.inbound,
+        authorization: split.authorization,
         domains: split.domains,
         listeners: split.listeners,
     };

@@ -210,6 +210,7 @@ fn bundle(hosts: usize) -> Bundle {
                 port: 8080,
                 protocol: Protocol::Auto,
                 grpc_web: true,
+                service_ports: vec![80],
                 mtls: None,
                 host: None,
                 target: Some(InboundTarget::Loopback(([127, 0, 0, 1], 81).into())),
@@ -219,6 +220,13 @@ fn bundle(hosts: usize) -> Bundle {
                 },
             }],
         },
+        authorization: vec![AuthorizationPolicy {
+            namespace: "sample".into(),
+            name: "callers".into(),
+            action: Authorize::Deny,
+            provider: None,
+            rules: vec![AccessRule::default()],
+        }],
         hosts: (0..hosts).map(host).collect(),
         domains: vec![ExtraDomain {
             port: 80,
@@ -321,7 +329,7 @@ fn anything_that_does_not_agree_is_rejected_by_file() {
     let feature = reject(&|f| {
         let manifest = String::from_utf8(f[MANIFEST_FILE].clone())
             .expect("text")
-            .replace("\"requires\":[]", "\"requires\":[\"x\"]");
+            .replace("\"requires\":[\"authorization\"]", "\"requires\":[\"authorization\",\"x\"]");
         f.insert(MANIFEST_FILE.into(), manifest.into_bytes());
     });
     assert!(feature.message.contains("\"x\""), "{feature}");
@@ -491,22 +499,26 @@ proptest::proptest! {
 
 // spec: DLV-020, DLV-024
 #[test]
-fn what_opens_ports_is_for_proxies_that_know_how() {
-    let with = |listeners| {
-        let bundle = Bundle { listeners, ..bundle(1) };
+fn what_opens_ports_or_guards_them_is_for_proxies_that_know_how() {
+    let with = |listeners, authorization| {
+        let bundle = Bundle {
+            listeners,
+            authorization,
+            ..bundle(1)
+        };
         let packed = pack::config(&bundle, &inputs(), &Limits::default()).expect("pack");
         let files = merged(&packed.shards);
         let loaded = config(&files).expect("valid").expect("there");
         assert_eq!(loaded.bundle, bundle);
         loaded.manifest.requires
     };
-    assert_eq!(with(Vec::new()), [""; 0]);
+    assert_eq!(with(Vec::new(), Vec::new()), [""; 0]);
     let listener = crate::wire::Listener {
         port: 8080,
         service_port: Some(80),
         grpc_web: true,
         serves: crate::wire::Serves::Tcp(Vec::new()),
     };
-    // One that does not know the feature refuses the whole: it would serve the mesh and open nothing.
-    assert_eq!(with(vec![listener]), ["gateway"]);
+    // One that does not know a feature refuses the whole: it would open nothing, or keep nobody out.
+    assert_eq!(with(vec![listener], bundle(1).authorization), ["authorization", "gateway"]);
 }

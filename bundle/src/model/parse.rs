@@ -16,6 +16,7 @@ use super::{
 use crate::item::{Item, Unread};
 use crate::wire;
 
+mod authorization;
 mod gateway;
 mod hosts;
 mod rules;
@@ -59,6 +60,7 @@ pub(super) fn config(bundle: Unread<'_>, before: Option<&Config>) -> Result<Conf
     }
     let listeners = parser.listeners(&bundle.listeners, &routes);
     let inbound = parser.inbound(&bundle.inbound);
+    let authorization = parser.authorization(&bundle.authorization);
     if !parser.problems.is_empty() {
         return Err(Refused::Invalid(parser.problems));
     }
@@ -73,6 +75,7 @@ pub(super) fn config(bundle: Unread<'_>, before: Option<&Config>) -> Result<Conf
         owner: bundle.workload,
         mesh: bundle.mesh,
         inbound,
+        authorization,
         hosts: parser.hosts,
         slots: parser.clusters.iter().map(|cluster| cluster.id + 1).max().unwrap_or(0),
         clusters: parser.clusters,

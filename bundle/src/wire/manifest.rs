@@ -7,6 +7,9 @@ use super::Inputs;
 /// Feature of [`Manifest::requires`]: ports that the proxy opens by itself ([`super::Bundle::listeners`]).
 pub const GATEWAY: &str = "gateway";
 
+/// Feature of [`Manifest::requires`]: policies of access, which a proxy that ignored them would fail to enforce.
+pub const AUTHORIZATION: &str = "authorization";
+
 /// `manifest.json` of a key's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

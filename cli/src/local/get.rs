@@ -110,6 +110,7 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("vs", "virtualservice"),
     ("dr", "destinationrule"),
     ("pa", "peerauthentication"),
+    ("ap", "authorizationpolicy"),
 ];
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(super) fn of(kind: &str) -> Vec<Rule> {
         "WorkloadEntry" => at("/properties/spec", &ENDPOINT),
         "Sidecar" => sidecar(),
         "PeerAuthentication" => peer_authentication(),
+        "AuthorizationPolicy" => at("/properties/spec", &AUTHORIZATION_POLICY),
         _ => vec![],
     }
 }
@@ -378,6 +379,22 @@ const ENDPOINT: [(&str, &str); 2] = [
         "!has(self.address) || !self.address.startsWith('unix://') || !has(self.ports) || self.ports.size() == 0",
         "ports have no place beside a Unix socket",
     ),
+];
+
+const AUTHORIZATION_POLICY: [(&str, &str); 4] = [
+    (
+        "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
+        "only one of targetRefs or selector can be set",
+    ),
+    (
+        "!has(self.action) || !(self.action in ['DENY', 'CUSTOM']) || (has(self.rules) && self.rules.size() > 0)",
+        "rules must not be empty with DENY and CUSTOM: without rules the policy fits no request",
+    ),
+    (
+        "(has(self.action) && self.action == 'CUSTOM') == has(self.provider)",
+        "provider is required with CUSTOM, and must be left out otherwise",
+    ),
+    ("!has(self.rules) || self.rules.size() <= 512", "must have at most 512 rules"),
 ];
 
 fn peer_authentication() -> Vec<Rule> {

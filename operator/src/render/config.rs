@@ -6,10 +6,10 @@ use std::sync::Arc;
 use weft_bundle::key::{KeyInputs, Template, canonical_name, canonical_revision};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::wire::{self, Bundle, Inbound, Mesh, Workload};
-use weft_crds::{MeshConfig, PeerAuthentication, Sidecar};
+use weft_crds::{AuthorizationPolicy, MeshConfig, PeerAuthentication, Sidecar};
 
 use super::view::{Common, View, Views};
-use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, inbound, route, scope};
+use super::{ConfigRef, Output, RenderFailure, RenderedConfig, Shared, authorization, inbound, route, scope};
 use crate::world::World;
 
 /// What was rendered, by key.
@@ -24,6 +24,7 @@ struct Seen {
     sidecar: Option<Arc<Sidecar>>,
     common: Arc<Common>,
     policies: Arc<Vec<Arc<PeerAuthentication>>>,
+    authorization: Arc<Vec<Arc<AuthorizationPolicy>>>,
     view: Arc<View>,
     own: Own,
     result: Result<Arc<RenderedConfig>, String>,
@@ -35,6 +36,7 @@ pub(super) struct Own {
     workload: Workload,
     mesh: Mesh,
     inbound: Inbound,
+    authorization: Vec<wire::AuthorizationPolicy>,
 }
 
 impl Own {
@@ -43,11 +45,13 @@ impl Own {
             workload,
             mesh,
             inbound,
+            authorization,
         } = self.clone();
         Bundle {
             workload,
             mesh,
             inbound,
+            authorization,
             hosts: view.hosts.clone(),
             domains: view.domains.clone(),
             routes: view.routes.clone(),
@@ -68,6 +72,7 @@ impl Configs {
         self.seen.retain(|reference, _| keys.contains_key(reference));
         let of_mesh = mesh(shared.world);
         let policies = shared.sound.sources.peer_authentications;
+        let access = shared.sound.sources.authorization_policies;
         for (reference, inputs) in keys {
             let view = views.of(shared, &inputs);
             let sidecar = scope::sidecar(shared, &inputs);
@@ -82,6 +87,7 @@ impl Configs {
                     && seen.own.mesh == mesh
                     && Arc::ptr_eq(&seen.common, views.common())
                     && Arc::ptr_eq(&seen.policies, policies)
+                    && Arc::ptr_eq(&seen.authorization, access)
             };
             let own = match before.as_ref().filter(is_own_same) {
                 Some(seen) => seen.own.clone(),
@@ -93,6 +99,7 @@ impl Configs {
                         Template::Sidecar => inbound::inbound(shared, &inputs, sidecar.map(Arc::as_ref)),
                         Template::Gateway => Inbound::default(),
                     },
+                    authorization: authorization::policies(shared, &inputs),
                 },
             };
             let is_same = |seen: &Seen| {
@@ -118,6 +125,7 @@ impl Configs {
                 sidecar: sidecar.cloned(),
                 common: views.common().clone(),
                 policies: policies.clone(),
+                authorization: access.clone(),
                 view,
                 own,
                 result,

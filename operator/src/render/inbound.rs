@@ -68,15 +68,20 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
                 let chosen = service.map(|s| Chosen::new(shared, s, Client::anybody(&inputs.namespace)));
                 chosen.map(|c| c.inbound(shared, number, pool)).unwrap_or_default()
             };
-            ports.entry(target).or_insert_with(|| InboundPort {
+            let known = ports.entry(target).or_insert_with(|| InboundPort {
                 port: target,
                 protocol,
                 grpc_web,
+                service_ports: Vec::new(),
                 mtls: None,
                 policy: policy(),
                 host: Some(host.clone()),
                 target: None,
             });
+            if number != target && !known.service_ports.contains(&number) {
+                known.service_ports.push(number);
+                known.service_ports.sort_unstable();
+            }
         }
     }
     if let Some(sidecar) = sidecar.filter(|sidecar| !sidecar.spec.ingress.is_empty()) {
@@ -87,6 +92,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
             port,
             protocol: weft_bundle::wire::Protocol::Auto,
             grpc_web: false,
+            service_ports: Vec::new(),
             mtls: None,
             host: None,
             target: None,
@@ -132,6 +138,7 @@ fn ingress(
             port,
             protocol: spoken.protocol,
             grpc_web: spoken.grpc_web,
+            service_ports: known.map(|known| known.service_ports.clone()).unwrap_or_default(),
             mtls: None,
             host: known.and_then(|known| known.host.clone()),
             policy: match pool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube::Resource;
 use weft_crds::{
-    DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, Validate, VirtualService, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, Validate, VirtualService, WorkloadEntry,
 };
 
 use super::{ObjectReport, inbound};
@@ -33,6 +33,8 @@ pub(super) struct Sources<'a> {
     pub(super) gateways: &'a Arc<Vec<Arc<Gateway>>>,
     /// Replaced when one of the policies is another one.
     pub(super) peer_authentications: &'a Arc<Vec<Arc<PeerAuthentication>>>,
+    /// All of them, since what is wrong with one must not make it grant more (AUTHZ-011). Replaced likewise.
+    pub(super) authorization_policies: &'a Arc<Vec<Arc<AuthorizationPolicy>>>,
 }
 
 /// What validation said of each object.
@@ -41,6 +43,7 @@ pub(super) struct Verdicts {
     virtual_services: Judged<VirtualService>,
     destination_rules: Judged<DestinationRule>,
     peer_authentications: Judged<PeerAuthentication>,
+    authorization_policies: Judged<AuthorizationPolicy>,
     gateways: Judged<Gateway>,
     service_entries: Judged<ServiceEntry>,
     workload_entries: Judged<WorkloadEntry>,
@@ -57,6 +60,7 @@ struct Lists {
     sidecars: Vec<Arc<Sidecar>>,
     gateways: Arc<Vec<Arc<Gateway>>>,
     peer_authentications: Arc<Vec<Arc<PeerAuthentication>>>,
+    authorization_policies: Arc<Vec<Arc<AuthorizationPolicy>>>,
 }
 
 impl Verdicts {
@@ -65,6 +69,7 @@ impl Verdicts {
         let judged = self.virtual_services.judge(&world.virtual_services)
             + self.destination_rules.judge(&world.destination_rules)
             + self.peer_authentications.judge(&world.peer_authentications)
+            + self.authorization_policies.judge(&world.authorization_policies)
             + self.gateways.judge(&world.gateways)
             + self.service_entries.judge(&world.service_entries)
             + self.workload_entries.judge(&world.workload_entries)
@@ -82,6 +87,10 @@ impl Verdicts {
         if !super::same(&self.sources.peer_authentications, &policies) {
             self.sources.peer_authentications = Arc::new(policies);
         }
+        let policies = self.authorization_policies.by_age(false);
+        if !super::same(&self.sources.authorization_policies, &policies) {
+            self.sources.authorization_policies = Arc::new(policies);
+        }
         judged
     }
 
@@ -94,6 +103,7 @@ impl Verdicts {
             sidecars,
             gateways,
             peer_authentications,
+            authorization_policies,
         } = &self.sources;
         let is_valid = |policy: &PeerAuthentication| {
             let id = id(policy.meta().namespace.as_deref(), policy.meta().name.as_deref());
@@ -113,6 +123,7 @@ impl Verdicts {
                 sidecars,
                 gateways,
                 peer_authentications,
+                authorization_policies,
             },
         }
     }
@@ -121,6 +132,7 @@ impl Verdicts {
         self.virtual_services.report(Kind::VirtualService, reports);
         self.destination_rules.report(Kind::DestinationRule, reports);
         self.peer_authentications.report(Kind::PeerAuthentication, reports);
+        self.authorization_policies.report(Kind::AuthorizationPolicy, reports);
         self.gateways.report(Kind::Gateway, reports);
         self.service_entries.report(Kind::ServiceEntry, reports);
         self.workload_entries.report(Kind::WorkloadEntry, reports);

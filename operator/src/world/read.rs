@@ -64,6 +64,7 @@ pub fn mesh_object(value: &Value, kind: &str, namespace: &str, name: &str) -> Ob
         "ServiceEntry" => (Kind::ServiceEntry, fit(value).map(Object::ServiceEntry)),
         "WorkloadEntry" => (Kind::WorkloadEntry, fit(value).map(Object::WorkloadEntry)),
         "Sidecar" => (Kind::Sidecar, fit(value).map(Object::Sidecar)),
+        "AuthorizationPolicy" => (Kind::AuthorizationPolicy, fit(value).map(Object::AuthorizationPolicy)),
         _ => (Kind::PeerAuthentication, fit(value).map(Object::PeerAuthentication)),
     };
     object.unwrap_or_else(|error| Object::Malformed {

@@ -61,6 +61,7 @@ impl Parser<'_> {
                 number: port.port,
                 protocol: port.protocol,
                 grpc_web: port.grpc_web,
+                service_ports: port.service_ports.clone(),
                 mtls: port.mtls.unwrap_or(wire.mtls),
                 host: port.host.as_deref().map(Arc::from),
                 policy: (port.policy != wire::Policy::default()).then(|| Arc::new(port.policy.clone())),
