@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
 use crate::wire::{
-    AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls, PeerWorkload,
-    SCHEMA, ShardDigest,
+    AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls,
+    PeerWorkload, SCHEMA, ShardDigest,
 };
 
 /// Contents of one ConfigMap: bytes by file name. Text is what is valid UTF-8 and does not end in `.zst`.

@@ -4,7 +4,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::validate::{Report, Validate};
-use crate::{AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
+use crate::{
+    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry,
+};
 
 /// An object of a kind that Weft serves.
 #[derive(Debug, Clone, PartialEq)]

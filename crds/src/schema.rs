@@ -7,7 +7,10 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use crate::object::KINDS;
-use crate::{AuthorizationPolicy, DestinationRule, Gateway, Mesh, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
+use crate::{
+    AuthorizationPolicy, DestinationRule, Gateway, Mesh, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry,
+};
 
 mod rules;
 
@@ -71,7 +74,12 @@ pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
         ),
         (
             AuthorizationPolicy::crd(),
-            with_state(vec![column("Action", "string", ".spec.action", "What it does; ALLOW when empty")]),
+            with_state(vec![column(
+                "Action",
+                "string",
+                ".spec.action",
+                "What it does; ALLOW when empty",
+            )]),
         ),
         (
             Mesh::crd(),

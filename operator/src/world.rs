@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_bundle::key::KeyInputs;
 use weft_bundle::pack::Limits;
 use weft_crds::{
-    AuthorizationPolicy, DestinationRule, Gateway, MeshConfig, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, Gateway, MeshConfig, PeerAuthentication, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry,
 };
 
 use crate::identity::Profile;

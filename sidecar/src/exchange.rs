@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant};
 use weft_bundle::model::Cluster;
 use weft_bundle::wire::PeerWorkload;
 
-use crate::http::{Headers, Version};
+use crate::http::{Headers, RequestHead, Version};
 use crate::telemetry::Telemetry;
 
 /// Which side of a call the proxy is on.
@@ -285,6 +285,10 @@ pub struct Exchange {
     pub attempts: u32,
     /// Name of the route (VS-025).
     pub route: Option<Arc<str>>,
+    /// A policy asked for a mark in the log (AUTHZ-021).
+    pub audited: bool,
+    /// The request, for decisions on what goes on after its answer has begun (BYD-002).
+    pub asked: Option<RequestHead>,
     /// The client's workload, where known.
     pub source: Option<Arc<PeerWorkload>>,
     /// The server's workload, where known.
@@ -313,13 +317,26 @@ pub enum Details {
     Word(&'static str),
     /// One that names a reason of the moment.
     Text(Arc<str>),
+    /// A policy refused it: with the policy's name (AUTHZ-024).
+    Denied(Arc<str>),
 }
 
 impl fmt::Display for Details {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Word(word) => f.write_str(word),
-            Self::Text(text) => f.write_str(text),
+            Self::Text(text) | Self::Denied(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Details {
+    /// What a caller may be told, who is not to know the names of policies (BYD-030).
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Denied(text) if !text.ends_with("[none]") => text.split('[').next().unwrap_or_default().to_owned(),
+            other => other.to_string(),
         }
     }
 }
@@ -360,6 +377,8 @@ impl Exchange {
             response_header_bytes: 0,
             attempts: 0,
             route: None,
+            audited: false,
+            asked: None,
             source: None,
             destination: None,
         }
@@ -428,7 +447,7 @@ pub struct Session {
     /// `response_code_details`, for refusals.
     pub details: Option<Details>,
     /// `connection_termination_details`.
-    pub termination: Option<&'static str>,
+    pub termination: Option<Details>,
     /// Bytes from the client.
     pub bytes_received: u64,
     /// Bytes to the client.

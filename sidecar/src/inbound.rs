@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use weft_bundle::model::Config;
 use weft_bundle::wire::{InboundDestination, InboundTarget, MtlsMode, Policy, Protocol};
 
+use crate::authorize;
 use crate::cluster::{Peer, Permit};
 use crate::connect::{ConnectError, Opening, Secure};
 use crate::detect::{self, Among, Hello, Verdict};
@@ -183,7 +184,9 @@ async fn permissive(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -
         refuse(worker, &incoming);
     } else {
         // TLS of the application passes through (ID-101, ID-103).
-        session(worker, incoming, &rules, None, None).await;
+        let mut downstream = incoming.downstream(worker, Direction::Inbound);
+        downstream.server_name = hello.server_name.map(Into::into);
+        session(worker, incoming, &rules, Some(downstream), None).await;
     }
     None
 }
@@ -212,7 +215,12 @@ async fn server_first(worker: &Rc<Worker>, mut incoming: Incoming, rules: &Rules
         record.discard();
         return Some(incoming);
     }
-    Box::pin(tcp::relay(worker, incoming.into_io(), opened, &mut record)).await;
+    // It is plaintext TCP now, of a caller without identity: not a byte before it is allowed (AUTHZ-120, BYD-065).
+    if !admits(worker, rules, &mut record) {
+        incoming.io.reset();
+        return None;
+    }
+    go_on(worker, rules, incoming, opened, record).await;
     None
 }
 
@@ -306,6 +314,20 @@ async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hell
     matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules))
 }
 
+/// Decides on a connection of TCP, and notes a refusal (AUTHZ-023, AUTHZ-027).
+fn admits(worker: &Worker, rules: &Rules, record: &mut Session) -> bool {
+    let caller = authorize::caller(&record.downstream, rules.port);
+    let judged = worker.snapshot().map(|s| s.config.authorization.judge_tcp(caller));
+    match judged {
+        Some(Ok(_)) => true,
+        Some(Err(denial)) => {
+            record.termination = Some(Details::Denied(denial.details.clone()));
+            false
+        }
+        None => false,
+    }
+}
+
 /// Begins the record of an opaque connection.
 fn record(worker: &Worker, downstream: Arc<Downstream>, rules: &Rules) -> Session {
     let mut record = Session::new(worker.shared.telemetry.clone(), downstream);
@@ -390,8 +412,10 @@ async fn session(
     early: Option<TcpStream>,
 ) {
     let downstream = downstream.unwrap_or_else(|| incoming.downstream(worker, Direction::Inbound));
-    let plaintext = downstream.principal.is_none();
     let mut record = record(worker, Arc::new(downstream), rules);
+    if !admits(worker, rules, &mut record) {
+        return incoming.io.reset();
+    }
     let peer = worker.application(rules.target, incoming.remote.ip());
     let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
         return incoming.io.reset();
@@ -401,16 +425,7 @@ async fn session(
         None => allowed.open(worker, &peer, &mut record).await,
     };
     match opened {
-        Ok(opened) => {
-            let io = incoming.into_io();
-            let relay = Box::pin(tcp::relay(worker, io, opened, &mut record));
-            if plaintext {
-                // A plaintext connection under a new STRICT ends within 5 s (BYD-002).
-                let _ = until_strict(worker, rules.port, relay).await;
-            } else {
-                relay.await;
-            }
-        }
+        Ok(opened) => go_on(worker, rules, incoming, opened, record).await,
         Err(error) => {
             record.upstream.failure = error.transport().map(Into::into);
             record.flags |= Flags::UF;
@@ -420,23 +435,13 @@ async fn session(
     }
 }
 
-/// Waits for the end of a plaintext connection; `None` when its port became STRICT before.
-pub async fn until_strict<T>(
-    worker: &Worker,
-    port: u16,
-    mut connection: std::pin::Pin<Box<impl Future<Output = T>>>,
-) -> Option<T> {
-    const LOOK: Duration = Duration::from_secs(2);
-    loop {
-        if let Ok(end) = timeout(LOOK, &mut connection).await {
-            return Some(end);
-        }
-        if worker
-            .snapshot()
-            .is_some_and(|snapshot| snapshot.config.inbound.mode(port) == MtlsMode::Strict)
-        {
-            tracing::info!(port, "plaintext connection closed: PeerAuthentication is STRICT now");
-            return None;
-        }
+/// Copies both ways, as long as policies allow it (BYD-002).
+async fn go_on(worker: &Worker, rules: &Rules, incoming: Incoming, opened: Opened, mut record: Session) {
+    let downstream = record.downstream.clone();
+    let relay = Box::pin(tcp::relay(worker, incoming.into_io(), opened, &mut record));
+    let judge = |config: &Config| authorize::again(config, &downstream, rules.port, None);
+    let end = authorize::while_granted(worker, relay, judge).await;
+    if let Err(denial) = end {
+        record.termination = Some(Details::Denied(denial.details.clone()));
     }
 }

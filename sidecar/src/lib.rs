@@ -6,6 +6,7 @@
 pub mod announce;
 pub mod arguments;
 pub mod ask;
+pub mod authorize;
 pub mod balance;
 pub mod clock;
 pub mod cluster;

@@ -316,13 +316,13 @@ pub async fn relay(worker: &Worker, downstream: Io, upstream: Opened, session: &
         Some(End::Upstream) => session.flags |= Flags::UC,
         Some(End::Idle) => {
             session.flags |= Flags::SI;
-            session.termination = Some("idle_timeout");
+            session.termination = Some(Details::Word("idle_timeout"));
         }
         None => {
             session.flags |= Flags::DT;
-            session.termination = Some("max_connection_duration");
+            session.termination = Some(Details::Word("max_connection_duration"));
         }
-        Some(End::Closing) => session.termination = Some("process_end"),
+        Some(End::Closing) => session.termination = Some(Details::Word("process_end")),
     }
 }
 

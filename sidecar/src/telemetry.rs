@@ -1,8 +1,10 @@
 //! Metrics and access log: the data path's way out.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use weft_bundle::model::Denial;
 use weft_bundle::wire::AccessLog;
 
 use crate::exchange::{Exchange, Session};
@@ -19,6 +21,8 @@ pub struct Telemetry {
     /// One set of series for each worker, so that none waits for another; a scrape adds them up.
     workers: Vec<Mutex<Series>>,
     counters: [AtomicU64; Counter::ALL.len()],
+    /// Connections and streams that a new configuration refused, by what refused them.
+    cut_off: Mutex<BTreeMap<String, u64>>,
     log: Log,
     cluster_id: String,
 }
@@ -36,6 +40,7 @@ impl Telemetry {
         Self {
             workers: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             counters: std::array::from_fn(|_| AtomicU64::new(0)),
+            cut_off: Mutex::default(),
             log: Log::start(workers),
             cluster_id: cluster_id.to_owned(),
         }
@@ -75,8 +80,20 @@ impl Telemetry {
         self.counters[counter as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Notes a connection or a stream that a new configuration refuses (BYD-002).
+    pub fn cut_off(&self, denial: &Denial) {
+        let policy = match &denial.origin {
+            Some(origin) => format!("{} {}/{}", origin.kind, origin.namespace, origin.name),
+            None => denial.details.to_string(),
+        };
+        tracing::info!(policy, "connection or stream closed: the new configuration refuses it");
+        let mut all = self.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.entry(policy).or_default() += 1;
+    }
+
     /// Begins to count anew (LIFE-072).
     pub fn reset(&self) {
+        self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for worker in &self.workers {
             *worker.lock().unwrap_or_else(PoisonError::into_inner) = Series::default();
         }
@@ -104,6 +121,14 @@ impl Telemetry {
             out.push_str(&format!(
                 "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n"
             ));
+        }
+        let cut_off = self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        out.push_str(
+            "# HELP weft_policy_closed_total Open connections and streams that a new policy refused.\n\
+             # TYPE weft_policy_closed_total counter\n",
+        );
+        for (policy, count) in cut_off {
+            out.push_str(&format!("weft_policy_closed_total{{policy=\"{policy}\"}} {count}\n"));
         }
         let dropped = self.log.dropped();
         out.push_str(&format!(

@@ -20,6 +20,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use weft_bundle::model::{Cluster, Config};
 use weft_bundle::wire::Discovery;
 
+use crate::authorize::Changes;
 use crate::cluster::{ClusterState, Clusters, Counters, Peer};
 use crate::gateway::OpenPort;
 use crate::http::metadata::Peers;
@@ -61,6 +62,8 @@ pub struct Worker {
     pub index: usize,
     /// What peers said of themselves.
     pub peers: Peers,
+    /// Told of each new configuration.
+    pub changes: Changes,
     clusters: RefCell<Clusters>,
     direct: RefCell<HashMap<(SocketAddr, Towards), Rc<Peer>>>,
     inbound: RefCell<HashMap<u16, Arc<Counters>>>,
@@ -74,6 +77,7 @@ impl Worker {
             shared,
             index,
             peers: Peers::default(),
+            changes: Changes::default(),
             clusters: RefCell::default(),
             direct: RefCell::default(),
             inbound: RefCell::default(),
@@ -532,7 +536,11 @@ fn run(
         loop {
             tokio::select! {
                 // The sender is a part of what the worker holds.
-                Ok(()) = ports.changed() => worker.open_ports(&ports.borrow_and_update()),
+                // Told of each activation.
+                Ok(()) = ports.changed() => {
+                    worker.open_ports(&ports.borrow_and_update());
+                    worker.changes.announce();
+                }
                 _ = ticks.tick() => {
                     let now = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
                     if let Some(beat) = heartbeats.get(index) {

@@ -327,9 +327,10 @@ fn anything_that_does_not_agree_is_rejected_by_file() {
     });
     assert_eq!(newer.reason, Reason::Schema);
     let feature = reject(&|f| {
-        let manifest = String::from_utf8(f[MANIFEST_FILE].clone())
-            .expect("text")
-            .replace("\"requires\":[\"authorization\"]", "\"requires\":[\"authorization\",\"x\"]");
+        let manifest = String::from_utf8(f[MANIFEST_FILE].clone()).expect("text").replace(
+            "\"requires\":[\"authorization\"]",
+            "\"requires\":[\"authorization\",\"x\"]",
+        );
         f.insert(MANIFEST_FILE.into(), manifest.into_bytes());
     });
     assert!(feature.message.contains("\"x\""), "{feature}");
@@ -520,5 +521,8 @@ fn what_opens_ports_or_guards_them_is_for_proxies_that_know_how() {
         serves: crate::wire::Serves::Tcp(Vec::new()),
     };
     // One that does not know a feature refuses the whole: it would open nothing, or keep nobody out.
-    assert_eq!(with(vec![listener], bundle(1).authorization), ["authorization", "gateway"]);
+    assert_eq!(
+        with(vec![listener], bundle(1).authorization),
+        ["authorization", "gateway"]
+    );
 }

@@ -352,9 +352,7 @@ impl Condition {
         match (&self.attribute, view.request) {
             (Attribute::Principal, _) => text(identity().map(str::as_bytes)),
             (Attribute::Namespace, _) => text(account().map(|(_, namespace, _)| namespace.as_bytes())),
-            (Attribute::TrustDomain, _) => {
-                text(identity().and_then(|id| id.split('/').next()).map(str::as_bytes))
-            }
+            (Attribute::TrustDomain, _) => text(identity().and_then(|id| id.split('/').next()).map(str::as_bytes)),
             (Attribute::ServiceAccount, _) => account().is_some_and(|(_, namespace, name)| {
                 let is_it = |value: &Value| matches!(value, Value::Account(n, a) if **n == *namespace && **a == *name);
                 values.iter().any(is_it)
@@ -363,9 +361,9 @@ impl Condition {
             (Attribute::RemoteIp, None) => address(caller.address),
             (Attribute::RemoteIp, Some(request)) => address(request.remote(caller.address)),
             (Attribute::DestinationIp, _) => address(caller.destination),
-            (Attribute::DestinationPort, _) => {
-                values.iter().any(|value| matches!(value, Value::Port(port) if *port == caller.port))
-            }
+            (Attribute::DestinationPort, _) => values
+                .iter()
+                .any(|value| matches!(value, Value::Port(port) if *port == caller.port)),
             (Attribute::ServerName, _) => text(caller.server_name.map(str::as_bytes)),
             (Attribute::Method, Some(request)) => text(Some(request.method())),
             (Attribute::Path, Some(request)) => text(Some(view.path.unwrap_or_else(|| request.path()))),

@@ -161,7 +161,9 @@ fn targets(report: &mut Report, list: Option<&[PolicyTargetReference]>, single: 
     }
     let single = single.map(|target| ("spec.targetRef".to_owned(), target));
     let list = list.iter().enumerate();
-    let all = list.map(|(n, target)| (format!("spec.targetRefs[{n}]"), target)).chain(single);
+    let all = list
+        .map(|(n, target)| (format!("spec.targetRefs[{n}]"), target))
+        .chain(single);
     for (path, target) in all {
         let group = target.group.as_deref().unwrap_or_default();
         if !TARGETS.contains(&(group, target.kind.as_str())) {
@@ -213,7 +215,8 @@ impl Checks<'_> {
             self.not_empty(&format!("{path}.from"), list);
             if list.len() > MOST {
                 let message = format!("must have at most {MOST} entries");
-                self.report.error(&format!("{path}.from"), &list.len().to_string(), &message);
+                self.report
+                    .error(&format!("{path}.from"), &list.len().to_string(), &message);
             }
             for (n, from) in list.iter().enumerate().take(MOST) {
                 let path = format!("{path}.from[{n}]");
@@ -281,7 +284,11 @@ impl Checks<'_> {
         self.unknown(path, &source.unknown);
         self.fields(path, source.fields());
         let identities: BTreeMap<_, _> = source.fields().collect();
-        let has = |names: &[&str]| names.iter().any(|name| identities.get(name).is_some_and(|list| !list.is_empty()));
+        let has = |names: &[&str]| {
+            names
+                .iter()
+                .any(|name| identities.get(name).is_some_and(|list| !list.is_empty()))
+        };
         if has(&["serviceAccounts", "notServiceAccounts"])
             && has(&["principals", "notPrincipals", "namespaces", "notNamespaces"])
         {
@@ -347,9 +354,11 @@ impl Checks<'_> {
             let message = "cannot be used with CUSTOM: the provider is asked before identities are";
             self.report.error(&format!("{path}.key"), key, message);
         }
-        if key.starts_with("experimental.envoy.filters.") && !KNOWN_METADATA.iter().any(|known| key.starts_with(known)) {
-            self.report
-                .warn(&format!("{path}.key: {key:?} is metadata that Weft does not fill, and never fits"));
+        if key.starts_with("experimental.envoy.filters.") && !KNOWN_METADATA.iter().any(|known| key.starts_with(known))
+        {
+            self.report.warn(&format!(
+                "{path}.key: {key:?} is metadata that Weft does not fill, and never fits"
+            ));
         }
         for (field, values) in lists {
             let path = format!("{path}.{field}");
@@ -373,7 +382,8 @@ impl Checks<'_> {
             let mut parts = value.split('/');
             let is_account = parts.clone().count() <= 2 && parts.all(|part| !part.is_empty());
             if value.contains('*') || !is_account || value.chars().count() > LONGEST_ACCOUNT {
-                let message = "must be <namespace>/<service account>, or a service account of this namespace, without `*`";
+                let message =
+                    "must be <namespace>/<service account>, or a service account of this namespace, without `*`";
                 self.report.error(&format!("{path}[{n}]"), value, message);
             }
         }
@@ -391,7 +401,11 @@ impl Checks<'_> {
     fn trust_domains(&mut self, path: &str, values: &[String]) {
         for (n, value) in values.iter().enumerate() {
             let inner = value.strip_prefix('*').unwrap_or(value);
-            let inner = if inner.len() < value.len() { inner } else { inner.strip_suffix('*').unwrap_or(inner) };
+            let inner = if inner.len() < value.len() {
+                inner
+            } else {
+                inner.strip_suffix('*').unwrap_or(inner)
+            };
             if value.contains('/') || inner.contains('*') {
                 let message = "must be a trust domain, which may begin or end with `*`";
                 self.report.error(&format!("{path}[{n}]"), value, message);
@@ -403,8 +417,11 @@ impl Checks<'_> {
         for (n, value) in values.iter().enumerate() {
             let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
             if !digits || value.parse::<u16>().is_err() {
-                self.report
-                    .error(&format!("{path}[{n}]"), value, "must be a port of the workload, 0 to 65535");
+                self.report.error(
+                    &format!("{path}[{n}]"),
+                    value,
+                    "must be a port of the workload, 0 to 65535",
+                );
             }
         }
     }
@@ -469,7 +486,9 @@ fn key_problem(key: &str) -> Option<&'static str> {
         None => {}
     }
     if let Some(rest) = key.strip_prefix("experimental.envoy.filters.") {
-        let is_named = rest.find('[').is_some_and(|at| at > 0 && bracketed(&rest[at..]).is_some());
+        let is_named = rest
+            .find('[')
+            .is_some_and(|at| at > 0 && bracketed(&rest[at..]).is_some());
         return (!is_named).then_some("must name a filter, and a key in brackets");
     }
     Some("is no key; see request.headers[NAME], source.namespace, source.principal, destination.port and others")

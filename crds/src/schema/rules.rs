@@ -394,7 +394,10 @@ const AUTHORIZATION_POLICY: [(&str, &str); 4] = [
         "(has(self.action) && self.action == 'CUSTOM') == has(self.provider)",
         "provider is required with CUSTOM, and must be left out otherwise",
     ),
-    ("!has(self.rules) || self.rules.size() <= 512", "must have at most 512 rules"),
+    (
+        "!has(self.rules) || self.rules.size() <= 512",
+        "must have at most 512 rules",
+    ),
 ];
 
 fn peer_authentication() -> Vec<Rule> {

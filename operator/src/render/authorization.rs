@@ -163,7 +163,11 @@ struct Domains(Vec<String>);
 
 impl Domains {
     fn of(world: &World) -> Self {
-        let aliases = world.mesh.trust_domain_aliases.iter().map(|alias| alias.replace('@', "."));
+        let aliases = world
+            .mesh
+            .trust_domain_aliases
+            .iter()
+            .map(|alias| alias.replace('@', "."));
         Self(std::iter::once(world.trust_domain()).chain(aliases).collect())
     }
 
@@ -233,9 +237,8 @@ pub(super) fn report(shared: &Shared<'_>, reports: &mut BTreeMap<ObjectRef, Obje
             report.unresolved = Some(provider(shared.world, name));
         }
         let foreign = |value: &&String| {
-            parts(value).is_some_and(|(domain, _)| {
-                !domain.contains('*') && domain != "cluster.local" && !domains.has(domain)
-            })
+            parts(value)
+                .is_some_and(|(domain, _)| !domain.contains('*') && domain != "cluster.local" && !domains.has(domain))
         };
         let rules = || policy.spec.rules.iter().flatten();
         let sources = rules().flat_map(|rule| rule.from.iter().flatten().filter_map(|from| from.source.as_ref()));
@@ -253,12 +256,18 @@ pub(super) fn report(shared: &Shared<'_>, reports: &mut BTreeMap<ObjectRef, Obje
 fn provider(world: &World, name: &str) -> (&'static str, String) {
     let all = world.mesh.unknown.get("extensionProviders");
     let is_it = |provider: &serde_json::Value| provider.get("name").and_then(serde_json::Value::as_str) == Some(name);
-    let is_there = all.and_then(|all| all.as_array()).is_some_and(|all| all.iter().any(is_it));
+    let is_there = all
+        .and_then(|all| all.as_array())
+        .is_some_and(|all| all.iter().any(is_it));
     let what = match is_there {
         true => format!("provider {name:?} cannot be asked yet"),
         false => format!("the mesh configuration has no extensionProvider {name:?}"),
     };
-    let reason = if is_there { "ProviderNotSupported" } else { "ProviderNotFound" };
+    let reason = if is_there {
+        "ProviderNotSupported"
+    } else {
+        "ProviderNotFound"
+    };
     (reason, format!("{what}: requests that fit the policy are refused"))
 }
 
@@ -275,7 +284,12 @@ mod tests {
     fn identities_hold_under_every_trust_domain_of_the_mesh() {
         let of = domains(&["new-td", "old-td"]);
         let both = ["new-td/ns/a/sa/b", "old-td/ns/a/sa/b"];
-        for value in ["new-td/ns/a/sa/b", "old-td/ns/a/sa/b", "cluster.local/ns/a/sa/b", "new*/ns/a/sa/b"] {
+        for value in [
+            "new-td/ns/a/sa/b",
+            "old-td/ns/a/sa/b",
+            "cluster.local/ns/a/sa/b",
+            "new*/ns/a/sa/b",
+        ] {
             assert_eq!(of.of_principal(value), both, "{value}");
         }
         assert_eq!(of.of_principal("*-td/ns/a/sa/b"), ["*-td/ns/a/sa/b"]);
@@ -283,7 +297,14 @@ mod tests {
             domains(&["new-td", "x"]).of_principal("*-td/ns/a/sa/b"),
             ["*-td/ns/a/sa/b", "x/ns/a/sa/b"]
         );
-        for value in ["*/ns/a/sa/b", "other/ns/a/sa/b", "other*/ns/a/sa/b", "new-td/ns/a", "*", "new-td/ns/*"] {
+        for value in [
+            "*/ns/a/sa/b",
+            "other/ns/a/sa/b",
+            "other*/ns/a/sa/b",
+            "new-td/ns/a",
+            "*",
+            "new-td/ns/*",
+        ] {
             assert_eq!(of.of_principal(value), [value]);
         }
     }

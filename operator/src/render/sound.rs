@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kube::Resource;
 use weft_crds::{
-    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, Validate, VirtualService, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, Validate, VirtualService,
+    WorkloadEntry,
 };
 
 use super::{ObjectReport, inbound};

@@ -13,6 +13,7 @@ use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
 use super::route::split_port;
 use super::{Body, RequestHead, path};
+use crate::authorize::{self, Asked, Dialled};
 use crate::exchange::Exchange;
 use crate::gateway::OpenPort;
 use crate::shared::Snapshot;
@@ -57,6 +58,16 @@ async fn serve(
     };
     path::admit(&mut head, config.mesh.path_normalization)?;
     prepare(&mut head, exchange, "http");
+    let asked = Asked {
+        head: &head,
+        dialled: Dialled {
+            port: listener.port,
+            services: &[listener.service_port],
+        },
+        believes_proxies: false,
+    };
+    let granted = authorize::request(config, &exchange.downstream, &asked);
+    exchange.audited = granted.map_err(|denial| Failure::denied(&denial))?.audited;
     let domain = domains.find(&name_of(&head.authority)).ok_or_else(Failure::no_route)?;
     // A port in the Host may be that of the Service or of the pod (BYD-064).
     let is_own = split_port(&head.authority).1 == Some(listener.port);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use weft_bundle::model::Config;
 use weft_bundle::wire::{HttpVersion, MtlsMode, PeerWorkload, Protocol};
 
 use super::client::Response;
@@ -12,6 +13,7 @@ use super::direct::{self, Direct, Limits};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
 use super::{Body, RequestHead, Version, casing, grpc_web, metadata, outbound, path};
+use crate::authorize;
 use crate::exchange::{Downstream, Exchange, Flags};
 use crate::shared::DrainPhase;
 use crate::worker::Worker;
@@ -57,17 +59,11 @@ pub(super) async fn handle(
     } else {
         None
     };
-    let outcome = if plaintext && snapshot.config.inbound.mode(port) == MtlsMode::Strict {
-        // The mode changed while the connection was open (BYD-002).
-        Err(Failure {
-            close: true,
-            flags: Flags::NR,
-            ..Failure::bad_request(403, "strict_mtls_required")
-        })
-    } else if let Err(failure) = path::admit(&mut head, snapshot.config.mesh.path_normalization) {
+    let outcome = if let Err(failure) = admit(&snapshot.config, port, &mut head, exchange, &downstream) {
         Err(failure)
     } else {
-        prepare(&mut head, exchange, &downstream);
+        // Policies see what the client said.
+        let said = web.is_some().then(|| head.clone());
         let body = match &web {
             None => body,
             Some(web) => web.request(&mut head, body, meter),
@@ -92,7 +88,14 @@ pub(super) async fn handle(
                 counters: worker.inbound_counters(port),
             }),
         };
-        direct::forward(worker, &direct, &head, body, meter, exchange).await
+        let forward = direct::forward(worker, &direct, &head, body, meter, exchange);
+        let judge = |config: &Config| authorize::again(config, &downstream, port, said.as_ref().or(Some(&head)));
+        let outcome = match authorize::while_granted(worker, forward, judge).await {
+            Ok(outcome) => outcome,
+            Err(denial) => Err(Failure::denied(&denial)),
+        };
+        exchange.asked = said.or(Some(head));
+        outcome
     };
     let mut response = match outcome {
         Ok(mut response) => {
@@ -118,6 +121,29 @@ pub(super) async fn handle(
         response.head.headers.push("x-weft-draining", "true");
     }
     response
+}
+
+/// Lets a request in whose path may be forwarded, with what its application is told, if policies allow it (AUTHZ-026).
+fn admit(
+    config: &Config,
+    port: u16,
+    head: &mut RequestHead,
+    exchange: &mut Exchange,
+    downstream: &Downstream,
+) -> Result<(), Failure> {
+    if downstream.principal.is_none() && config.inbound.mode(port) == MtlsMode::Strict {
+        // The mode changed while the connection was open (BYD-002).
+        return Err(Failure {
+            close: true,
+            flags: Flags::NR,
+            ..Failure::bad_request(403, "strict_mtls_required")
+        });
+    }
+    path::admit(head, config.mesh.path_normalization)?;
+    prepare(head, exchange, downstream);
+    let granted = authorize::inbound(config, downstream, port, head).map_err(|denial| Failure::denied(&denial))?;
+    exchange.audited = granted.audited;
+    Ok(())
 }
 
 fn prepare(head: &mut RequestHead, exchange: &mut Exchange, downstream: &Downstream) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use weft_bundle::model::Denial;
 use weft_bundle::wire::Origin;
 
 use super::body::BodyError;
@@ -113,6 +114,16 @@ impl Failure {
     #[must_use]
     pub fn plain(status: u16, body: &str, details: &'static str) -> Self {
         Self::new(status, Flags::NONE, body, details)
+    }
+
+    /// A policy refuses it (AUTHZ-022, AUTHZ-023).
+    #[must_use]
+    pub fn denied(denial: &Denial) -> Self {
+        Self {
+            details: Details::Denied(denial.details.clone()),
+            origin: denial.origin.clone(),
+            ..Self::new(403, Flags::NONE, "RBAC: access denied", "")
+        }
     }
 
     /// The client broke the protocol; its connection is closed.
@@ -233,7 +244,7 @@ pub fn rescue(failure: Failure, exchange: &mut Exchange, audience: Audience) -> 
     }
     let is_failure = !failure.flags.is_empty() || matches!(failure.status, 400..);
     if audience != Audience::Outside && is_failure {
-        let mut reason = failure.details.to_string();
+        let mut reason = failure.details.reason();
         if let Some(origin) = &failure.origin {
             reason.push_str("; ");
             reason.push_str(&origin.kind);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use weft_bundle::model::Config;
 
 use super::body::{BodyError, Frame};
 use super::client::Response;
@@ -18,6 +19,7 @@ use super::h1::{Close, Conn, Framing, HeadError, ReceivedRequest, Upgrade};
 use super::replay::{Messages, Meter};
 use super::rescue::{Audience, Failure, rescue};
 use super::{Body, RequestHead, ResponseHead, Version, gateway, inbound, outbound};
+use crate::authorize;
 use crate::detect::{self, Among, Verdict};
 use crate::exchange::{Details, Downstream, Exchange, Flags};
 use crate::gateway::OpenPort;
@@ -198,14 +200,18 @@ pub async fn http1(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
                 if let Some(conn) = Rc::into_inner(conn) {
                     let io = conn.into_inner().into_io();
                     let moved = tcp::Moved::default();
-                    let end = relay(&worker, &downstream, &handler, io, upstream.0, &moved).await;
+                    let drain = worker.shared.drain.subscribe();
+                    let copy = Box::pin(tcp::copy(io, upstream.0, tcp::IDLE, &moved, drain));
+                    let asked = exchange.asked.take();
+                    let end = while_granted(&worker, &downstream, &handler, asked.as_ref(), copy).await;
                     exchange.bytes_received += moved.up.get();
                     exchange.bytes_sent += moved.down.get();
                     match end {
-                        tcp::End::Downstream => exchange.flags |= Flags::DC,
-                        tcp::End::Upstream => exchange.flags |= Flags::UC,
-                        tcp::End::Idle => exchange.flags |= Flags::SI,
-                        tcp::End::Orderly | tcp::End::Closing => {}
+                        Ok(tcp::End::Downstream) => exchange.flags |= Flags::DC,
+                        Ok(tcp::End::Upstream) => exchange.flags |= Flags::UC,
+                        Ok(tcp::End::Idle) => exchange.flags |= Flags::SI,
+                        Ok(tcp::End::Orderly | tcp::End::Closing) => {}
+                        Err(denied) => exchange.details = Some(denied),
                     }
                 }
                 exchange.finish();
@@ -215,24 +221,23 @@ pub async fn http1(worker: Rc<Worker>, io: crate::io::Io, downstream: Arc<Downst
     }
 }
 
-/// Copies an upgraded connection; one in clear ends under a new STRICT (BYD-002).
-async fn relay(
+/// Waits for the end of what follows the beginning of an answer, as long as policies allow it (BYD-002).
+///
+/// # Errors
+/// What refuses it; the record has it.
+async fn while_granted<F: Future>(
     worker: &Worker,
     downstream: &Downstream,
     handler: &Handler,
-    io: crate::io::Io,
-    upstream: crate::io::Io,
-    moved: &tcp::Moved,
-) -> tcp::End {
-    let copy = tcp::copy(io, upstream, tcp::IDLE, moved, worker.shared.drain.subscribe());
-    match handler {
-        Handler::Inbound { port, .. } if downstream.principal.is_none() => {
-            crate::inbound::until_strict(worker, *port, Box::pin(copy))
-                .await
-                .unwrap_or(tcp::End::Closing)
-        }
-        Handler::Inbound { .. } | Handler::Outbound { .. } | Handler::Gateway(_) => copy.await,
-    }
+    asked: Option<&RequestHead>,
+    what: F,
+) -> Result<F::Output, Details> {
+    let (Handler::Inbound { port, .. }, Some(head)) = (handler, asked) else {
+        return Ok(what.await);
+    };
+    let judge = |config: &Config| authorize::again(config, downstream, *port, Some(head));
+    let end = authorize::while_granted(worker, what, judge).await;
+    end.map_err(|denial| Details::Denied(denial.details.clone()))
 }
 
 /// How long a client may take for its next head: long for its first byte, not so long for the rest. The timer is moved
@@ -359,8 +364,14 @@ async fn exchange_http1(
         conn.push_response(&response.head, version, shape.chunked, close);
     }
     note_response(worker, &mut exchange, &response.head);
-    let written = write_body(&conn, &mut response.body, &shape, &mut exchange).await;
+    let asked = exchange.asked.take();
+    let written = write_body(&conn, &mut response.body, &shape, &mut exchange);
+    let written = while_granted(worker, downstream, handler, asked.as_ref(), written).await;
     note_meter(&mut exchange, &meter);
+    let written = written.unwrap_or_else(|denied| {
+        exchange.details = Some(denied);
+        Err(Broken::Refused)
+    });
     match written {
         Ok(()) if exchange.grpc => {
             exchange
@@ -378,6 +389,11 @@ async fn exchange_http1(
         }
         Err(Broken::Timeout) => {
             exchange.flags |= Flags::UT;
+            exchange.finish();
+            conn.borrow().io().reset();
+            return After::Close;
+        }
+        Err(Broken::Refused) => {
             exchange.finish();
             conn.borrow().io().reset();
             return After::Close;
@@ -488,6 +504,8 @@ enum Broken {
     Upstream,
     Downstream,
     Timeout,
+    /// A policy that is new refuses it.
+    Refused,
 }
 
 async fn write_body(

@@ -24,7 +24,9 @@ impl Request for Asked {
         (self.authority.as_bytes(), self.bare.as_bytes())
     }
     fn header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.headers.iter().any(|(n, value)| *n == name && fits(value.as_bytes()))
+        self.headers
+            .iter()
+            .any(|(n, value)| *n == name && fits(value.as_bytes()))
     }
     fn remote(&self, peer: IpAddr) -> IpAddr {
         self.remote.unwrap_or(peer)
@@ -104,8 +106,10 @@ fn deny_comes_before_allow_and_nothing_allowed_is_refused() {
     );
     let denial = deny.judge(caller(None), &get("/"), true).expect_err("denied");
     assert_eq!(&*denial.details, "rbac_access_denied_matched_policy[none]");
-    let custom = of(json!([{"namespace": "foo", "name": "c", "action": "CUSTOM", "provider": "x",
-        "rules": [{"to": [[{"key": "request.path", "values": ["/x"]}]]}]}]));
+    let custom = of(
+        json!([{"namespace": "foo", "name": "c", "action": "CUSTOM", "provider": "x",
+        "rules": [{"to": [[{"key": "request.path", "values": ["/x"]}]]}]}]),
+    );
     assert!(passes(&custom, caller(None), &get("/")));
     let denial = custom.judge(caller(None), &get("/x"), true).expect_err("denied");
     assert_eq!(
@@ -256,7 +260,11 @@ fn templates_stand_for_segments_and_runs() {
         ("/foo/{*}", &["/foo/bar"][..], &["/foo/bar/baz", "/foo/", "/foo"][..]),
         ("/foo/{**}", &["/foo/", "/foo/a/b"], &["/foo", "/bar/"]),
         ("/foo/{**}/", &["/foo/bar/baz/", "/foo//"], &["/foo/", "/foo/bar"]),
-        ("/store/{**}/cart", &["/store//cart", "/store/a/b/cart"], &["/store/cart"]),
+        (
+            "/store/{**}/cart",
+            &["/store//cart", "/store/a/b/cart"],
+            &["/store/cart"],
+        ),
         ("/{*}/bar/{**}", &["/a/bar/", "/a/bar/b/c"], &["//bar/", "/a/baz/"]),
         ("/{*}/b/{*}", &["/a/b/c"], &["/a/b/", "/a/b/c/d"]),
     ] {
@@ -285,7 +293,8 @@ fn header_fields_are_looked_at_one_by_one() {
 // spec: BYD-063, AUTHZ-068
 #[test]
 fn repeated_slashes_hide_nothing() {
-    let path = |values: &[&str], not: &[&str]| json!({"to": [[{"key": "request.path", "values": values, "notValues": not}]]});
+    let path =
+        |values: &[&str], not: &[&str]| json!({"to": [[{"key": "request.path", "values": values, "notValues": not}]]});
     let of = |action: &str, rule: Json| policies(json!([policy("p", action, json!([rule]))]));
     let deny = of("DENY", path(&["/admin"], &[]));
     assert!(!passes(&deny, caller(None), &get("//admin")) && passes(&deny, caller(None), &get("/adm//in")));
@@ -301,9 +310,7 @@ fn repeated_slashes_hide_nothing() {
 // spec: AUTHZ-078, AUTHZ-079, AUTHZ-080, AUTHZ-081, AUTHZ-083, AUTHZ-098
 #[test]
 fn on_tcp_what_only_requests_have_narrows_no_denial_and_widens_no_grant() {
-    let post = |port: &str| {
-        json!([{"to": [[{"key": "request.method", "values": ["POST"]}, {"key": "destination.port", "values": [port]}]]}])
-    };
+    let post = |port: &str| json!([{"to": [[{"key": "request.method", "values": ["POST"]}, {"key": "destination.port", "values": [port]}]]}]);
     let of = |action: &str, rules: Json| policies(json!([policy("p", action, rules)]));
     let judge = |authorization: &Authorization, caller| authorization.judge_tcp(caller).is_ok();
     assert!(!judge(&of("DENY", post("8080")), caller(None)));

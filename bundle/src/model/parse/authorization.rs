@@ -60,7 +60,9 @@ impl Parser<'_> {
         let when: Box<[_]> = rule.when.iter().enumerate().map(parse).collect();
         let all = from.iter().chain(&to).flatten().chain(&when);
         Rule {
-            asks_http: all.into_iter().any(|condition: &Condition| condition.attribute.is_http()),
+            asks_http: all
+                .into_iter()
+                .any(|condition: &Condition| condition.attribute.is_http()),
             from,
             to,
             when,
@@ -102,7 +104,9 @@ fn denial(policy: &wire::AuthorizationPolicy, rule: usize) -> Denial {
         // No provider can be asked yet (AUTHZ-073).
         (Authorize::Custom, provider) => {
             let provider = provider.as_deref().unwrap_or_default();
-            details(&format!("istio-ext-authz-{provider}-{id}-deny-due-to-bad-CUSTOM-action"))
+            details(&format!(
+                "istio-ext-authz-{provider}-{id}-deny-due-to-bad-CUSTOM-action"
+            ))
         }
         _ => details(&id),
     };
@@ -145,9 +149,11 @@ fn attribute(key: &str) -> Option<Attribute> {
 
 fn value(attribute: &Attribute, text: &str) -> Result<Value, &'static str> {
     Ok(match attribute {
-        Attribute::Principal | Attribute::TrustDomain | Attribute::ServerName | Attribute::Token | Attribute::Metadata => {
-            Value::Text(form(text, false))
-        }
+        Attribute::Principal
+        | Attribute::TrustDomain
+        | Attribute::ServerName
+        | Attribute::Token
+        | Attribute::Metadata => Value::Text(form(text, false)),
         Attribute::Method | Attribute::Header(_) => Value::Text(form(text, true)),
         Attribute::Namespace => Value::Glob(text.split('*').map(|part| part.as_bytes().into()).collect()),
         Attribute::ServiceAccount => {
@@ -179,7 +185,9 @@ fn form(text: &str, may_be_empty: bool) -> Form {
 
 /// Whether a host is meant with its port: its last part is digits, or stands for any.
 fn names_port(host: &str) -> bool {
-    let after = host.rsplit_once(':').filter(|(name, _)| !name.contains(':') || name.ends_with(']'));
+    let after = host
+        .rsplit_once(':')
+        .filter(|(name, _)| !name.contains(':') || name.ends_with(']'));
     after.is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit() || b == b'*'))
 }
 

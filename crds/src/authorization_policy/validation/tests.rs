@@ -39,7 +39,11 @@ fn a_policy_has_one_scope_and_targets_of_known_kinds() {
     let bad = json!({"targetRefs": [{"kind": "Pod", "namespace": "n"}]});
     assert_eq!(
         errors(bad),
-        ["spec.targetRefs[0].kind", "spec.targetRefs[0].name", "spec.targetRefs[0].namespace"]
+        [
+            "spec.targetRefs[0].kind",
+            "spec.targetRefs[0].name",
+            "spec.targetRefs[0].namespace"
+        ]
     );
     let many: Vec<_> = (0..17).map(|_| gateway.clone()).collect();
     assert_eq!(errors(json!({"targetRefs": many})), ["spec.targetRefs"]);
@@ -55,7 +59,10 @@ fn actions_providers_and_numbers_of_rules_are_bounded() {
     assert_eq!(errors(json!({"action": "BLOCK"})), ["spec.action"]);
     assert_eq!(errors(json!({"action": "DENY"})), ["spec.rules"]);
     assert_eq!(errors(json!({"action": "DENY", "rules": []})), ["spec.rules"]);
-    assert_eq!(errors(json!({"action": "CUSTOM", "rules": [{}]})), ["spec.provider.name"]);
+    assert_eq!(
+        errors(json!({"action": "CUSTOM", "rules": [{}]})),
+        ["spec.provider.name"]
+    );
     assert_eq!(
         errors(json!({"rules": [{}], "provider": {"name": "x"}})),
         ["spec.provider"]
@@ -72,7 +79,10 @@ fn actions_providers_and_numbers_of_rules_are_bounded() {
 #[test]
 fn entries_without_content_and_unknown_fields_are_named() {
     assert_eq!(errors(json!({"rules": [{"from": []}]})), ["spec.rules[0].from"]);
-    assert_eq!(errors(json!({"rules": [{"to": [{}]}]})), ["spec.rules[0].to[0].operation"]);
+    assert_eq!(
+        errors(json!({"rules": [{"to": [{}]}]})),
+        ["spec.rules[0].to[0].operation"]
+    );
     assert_eq!(source(json!({})), [""]);
     assert_eq!(source(json!({"principals": [""]})), [".principals[0]"]);
     assert_eq!(source(json!({"principals": [], "ipBlocks": ["::1"]})), [".principals"]);
@@ -89,7 +99,10 @@ fn what_the_reference_takes_is_sound_though_admission_refuses_it() {
         &rule(json!({"from": [{"source": {"principals": [], "ipBlocks": ["::1"]}}]})),
         "ALLOW"
     ));
-    assert!(!is_sound(&rule(json!({"from": [{"source": {"ipBlocks": ["x"]}}]})), "ALLOW"));
+    assert!(!is_sound(
+        &rule(json!({"from": [{"source": {"ipBlocks": ["x"]}}]})),
+        "ALLOW"
+    ));
     assert!(!is_sound(&rule(json!({"until": "noon"})), "DENY"));
     let identity = rule(json!({"from": [{"source": {"namespaces": ["a"]}}]}));
     assert!(is_sound(&identity, "DENY") && !is_sound(&identity, "CUSTOM"));
@@ -100,7 +113,11 @@ fn what_the_reference_takes_is_sound_though_admission_refuses_it() {
 fn values_of_sources_have_their_forms() {
     assert_eq!(source(json!({"serviceAccounts": ["a", "ns/a"]})), Vec::<String>::new());
     for bad in ["a*", "/a", "a/", "a/b/c"] {
-        assert_eq!(source(json!({"serviceAccounts": [bad]})), [".serviceAccounts[0]"], "{bad}");
+        assert_eq!(
+            source(json!({"serviceAccounts": [bad]})),
+            [".serviceAccounts[0]"],
+            "{bad}"
+        );
     }
     assert_eq!(
         source(json!({"notServiceAccounts": ["a"], "namespaces": ["b"]})),
@@ -110,7 +127,10 @@ fn values_of_sources_have_their_forms() {
     assert_eq!(source(json!({"serviceAccounts": many})), [".serviceAccounts"]);
     assert_eq!(source(json!({"ipBlocks": ["10.0.0.0/33"]})), [".ipBlocks[0]"]);
     assert_eq!(source(json!({"remoteIpBlocks": ["host"]})), [".remoteIpBlocks[0]"]);
-    assert_eq!(source(json!({"trustDomains": ["a", "*.b", "c*"]})), Vec::<String>::new());
+    assert_eq!(
+        source(json!({"trustDomains": ["a", "*.b", "c*"]})),
+        Vec::<String>::new()
+    );
     for bad in ["a/b", "a*b", "*a*"] {
         assert_eq!(source(json!({"trustDomains": [bad]})), [".trustDomains[0]"], "{bad}");
     }
@@ -121,10 +141,26 @@ fn values_of_sources_have_their_forms() {
 // spec: AUTHZ-045, AUTHZ-048
 #[test]
 fn values_of_operations_have_their_forms() {
-    for good in ["/foo/{*}", "/foo/{**}/", "/store/{**}/cart", "/{*}/bar/{**}", "/a*", "*/b", "*"] {
+    for good in [
+        "/foo/{*}",
+        "/foo/{**}/",
+        "/store/{**}/cart",
+        "/{*}/bar/{**}",
+        "/a*",
+        "*/b",
+        "*",
+    ] {
         assert_eq!(operation(json!({"paths": [good]})), Vec::<String>::new(), "{good}");
     }
-    for bad in ["/foo/{*}x", "/{**}/foo/{*}", "/{**}/{**}", "/a*/{*}", "/{x}/{*}", "/ä/{*}", "{*}/a"] {
+    for bad in [
+        "/foo/{*}x",
+        "/{**}/foo/{*}",
+        "/{**}/{**}",
+        "/a*/{*}",
+        "/{x}/{*}",
+        "/ä/{*}",
+        "{*}/a",
+    ] {
         assert_eq!(operation(json!({"paths": [bad]})), [".paths[0]"], "{bad}");
     }
     for bad in ["http", "65536", "-1", "+80"] {
@@ -174,16 +210,27 @@ fn custom_rules_cannot_ask_for_identities() {
         assert_eq!(found, [format!("spec.rules[0].from[0].source.{field}")]);
     }
     for key in ["source.principal", "request.auth.claims[a]"] {
-        assert_eq!(custom(json!({"when": [{"key": key, "values": ["a"]}]})), ["spec.rules[0].when[0].key"]);
+        assert_eq!(
+            custom(json!({"when": [{"key": key, "values": ["a"]}]})),
+            ["spec.rules[0].when[0].key"]
+        );
     }
 }
 
 // spec: AUTHZ-088, AUTHZ-081
 #[test]
 fn a_deny_that_reaches_tcp_ports_is_warned_of() {
-    let warnings = |rule: Value| policy(json!({"action": "DENY", "rules": [rule]})).validate().warnings.len();
+    let warnings = |rule: Value| {
+        policy(json!({"action": "DENY", "rules": [rule]}))
+            .validate()
+            .warnings
+            .len()
+    };
     assert_eq!(warnings(json!({"to": [{"operation": {"methods": ["POST"]}}]})), 1);
-    assert_eq!(warnings(json!({"to": [{"operation": {"methods": ["POST"], "ports": ["80"]}}]})), 0);
+    assert_eq!(
+        warnings(json!({"to": [{"operation": {"methods": ["POST"], "ports": ["80"]}}]})),
+        0
+    );
     assert_eq!(warnings(json!({"from": [{"source": {"requestPrincipals": ["*"]}}]})), 1);
     assert_eq!(warnings(json!({"from": [{"source": {"namespaces": ["a"]}}]})), 0);
     assert_eq!(warnings(json!({})), 0);

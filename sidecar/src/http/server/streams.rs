@@ -9,8 +9,10 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{HEAD_LIMIT, Handler, begin, grpc_status, note_coding, note_grpc, note_meter, note_response};
-use crate::exchange::{Downstream, Flags};
+use super::{
+    HEAD_LIMIT, Handler, begin, grpc_status, note_coding, note_grpc, note_meter, note_response, while_granted,
+};
+use crate::exchange::{Downstream, Exchange, Flags};
 use crate::http::body::{BodyError, Frame};
 use crate::http::replay::{Messages, Meter};
 use crate::http::rescue::{self, Audience, Failure};
@@ -91,36 +93,76 @@ async fn exchange_http2(
         return;
     };
     let messages = Messages::default();
-    let mut broken = false;
+    let asked = exchange.asked.take();
+    let answered = answer(&mut stream, &mut response.body, end, &messages, &mut exchange);
+    let answered = while_granted(worker, downstream, handler, asked.as_ref(), answered).await;
+    let is_whole = match answered {
+        Ok(Answered::Whole) => true,
+        Ok(Answered::Broken) => {
+            stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            false
+        }
+        Ok(Answered::Left) => return,
+        Err(denied) => {
+            exchange.details = Some(denied);
+            // What gRPC takes for a lack of permission.
+            stream.send_reset(h2::Reason::INADEQUATE_SECURITY);
+            false
+        }
+    };
+    note_grpc(&mut exchange, &response.body, &messages);
+    note_meter(&mut exchange, &meter);
+    if is_whole && exchange.grpc && exchange.grpc_status.is_none() {
+        exchange.grpc_status = Some(rescue::grpc_status(exchange.status));
+    }
+    exchange.finish();
+}
+
+/// How far a body was sent.
+enum Answered {
+    Whole,
+    /// It broke off.
+    Broken,
+    /// The client has gone.
+    Left,
+}
+
+async fn answer(
+    stream: &mut h2::SendStream<Bytes>,
+    body: &mut Body,
+    end: bool,
+    messages: &Messages,
+    exchange: &mut Exchange,
+) -> Answered {
     let mut done = end;
     while !done {
         let frame = poll_fn(|cx| {
             if stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            response.body.poll_frame(cx).map(Some)
+            body.poll_frame(cx).map(Some)
         })
         .await;
         match frame {
-            None => return,
+            None => return Answered::Left,
             Some(Ok(Some(Frame::Data(mut data)))) => {
                 exchange.bytes_sent += data.len() as u64;
                 if exchange.grpc {
                     messages.see(&data);
                 }
                 let sent = poll_fn(|cx| {
-                    let sent = http2::poll_send(&mut stream, &mut data, cx);
+                    let sent = http2::poll_send(stream, &mut data, cx);
                     if sent.is_pending() {
                         if stream.poll_reset(cx).is_ready() {
                             return Poll::Ready(false);
                         }
-                        response.body.poll_progress(cx);
+                        body.poll_progress(cx);
                     }
                     sent
                 })
                 .await;
                 if !sent {
-                    return;
+                    return Answered::Left;
                 }
             }
             Some(Ok(Some(Frame::Trailers(trailers)))) => {
@@ -135,22 +177,15 @@ async fn exchange_http2(
                 done = true;
             }
             Some(Err(error)) => {
-                note_coding(&mut exchange, &error);
+                note_coding(exchange, &error);
                 exchange.flags |= match error {
                     BodyError::Timeout => Flags::UT,
                     BodyError::Coding(_) => Flags::NONE,
                     BodyError::Io(_) | BodyError::Malformed(_) | BodyError::Http2(_) => Flags::UC,
                 };
-                stream.send_reset(h2::Reason::INTERNAL_ERROR);
-                broken = true;
-                done = true;
+                return Answered::Broken;
             }
         }
     }
-    note_grpc(&mut exchange, &response.body, &messages);
-    note_meter(&mut exchange, &meter);
-    if !broken && exchange.grpc && exchange.grpc_status.is_none() {
-        exchange.grpc_status = Some(rescue::grpc_status(exchange.status));
-    }
-    exchange.finish();
+    Answered::Whole
 }

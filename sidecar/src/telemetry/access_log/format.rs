@@ -267,8 +267,8 @@ impl Record<'_> {
                 };
                 out.optional(details.map(Underscored));
             }
-            Operator::ConnectionTerminationDetails => out.text(match self {
-                Self::Session(s) => s.termination,
+            Operator::ConnectionTerminationDetails => out.optional(match self {
+                Self::Session(s) => s.termination.as_ref(),
                 Self::Request(_) => None,
             }),
             Operator::UpstreamTransportFailureReason => out.text(upstream.failure.as_deref()),
