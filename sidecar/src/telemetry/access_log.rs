@@ -13,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use weft_bundle::wire::{AccessLog, LogEncoding};
 
-use crate::exchange::{Exchange, Flags, Session};
+use crate::exchange::{Details, Exchange, Flags, Session};
 
 mod format;
 
@@ -115,7 +115,8 @@ impl Log {
     pub(super) fn request(&self, exchange: &Exchange) {
         self.write(
             exchange.downstream.worker,
-            exchange.status >= 500 || exchange.flags != Flags::NONE,
+            // Who was refused stands in the log, as often as that happens.
+            exchange.status >= 500 || exchange.flags != Flags::NONE || is_denied(exchange.details.as_ref()),
             &Record::Request(exchange),
         );
     }
@@ -123,7 +124,7 @@ impl Log {
     pub(super) fn session(&self, session: &Session) {
         self.write(
             session.downstream.worker,
-            session.flags != Flags::NONE,
+            session.flags != Flags::NONE || is_denied(session.termination.as_ref()),
             &Record::Session(session),
         );
     }
@@ -151,6 +152,10 @@ impl Log {
             }
         });
     }
+}
+
+fn is_denied(details: Option<&Details>) -> bool {
+    matches!(details, Some(Details::Denied(_)))
 }
 
 impl Drop for Log {

@@ -158,6 +158,7 @@ fn values_of_operations_have_their_forms() {
         "/{**}/{**}",
         "/a*/{*}",
         "/{x}/{*}",
+        "/{a}/x",
         "/ä/{*}",
         "{*}/a",
     ] {

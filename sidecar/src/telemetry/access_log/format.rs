@@ -93,6 +93,8 @@ pub(super) enum Operator {
     RequestedServerName,
     ConnectionId,
     RouteName,
+    /// A policy asked for a mark (AUTHZ-021).
+    Audited,
     AccessLogType,
     /// The first of these fields that is there.
     Request {
@@ -312,6 +314,7 @@ impl Record<'_> {
             Operator::DownstreamLocalUriSan => out.text(downstream.local_principal.as_deref()),
             Operator::RequestedServerName => out.text(downstream.server_name.as_deref()),
             Operator::ConnectionId => out.number(downstream.id),
+            Operator::Audited => out.text(exchange.and_then(|e| e.audited.then_some("true"))),
             Operator::RouteName => out.text(match self {
                 Self::Request(e) => e.route.as_deref(),
                 Self::Session(s) => s.route.as_deref(),
@@ -617,6 +620,8 @@ fn operator(name: &str, argument: Option<&str>) -> Operator {
         "REQUESTED_SERVER_NAME" => Operator::RequestedServerName,
         "CONNECTION_ID" => Operator::ConnectionId,
         "ROUTE_NAME" => Operator::RouteName,
+        "DYNAMIC_METADATA" if argument == Some("envoy.common:access_log_hint") => Operator::Audited,
+        "FILTER_STATE" if argument.is_some_and(|key| key.split(':').next() == Some("audited")) => Operator::Audited,
         "ACCESS_LOG_TYPE" => Operator::AccessLogType,
         "REQ" | "REQ_WITHOUT_QUERY" => Operator::Request {
             fields: names().map(parse_request_field).collect(),
