@@ -163,6 +163,10 @@ class Bench:
                 "mtls": "STRICT",
                 "ports": [{"port": 8080, "protocol": protocol, "host": f"svc-{ECHO}.{DOMAIN}"}],
             },
+            "authorization": [{"namespace": "app", "name": "clients", "rules": [{
+                "from": [[{"key": "source.principal", "values": ["cluster.local/ns/app/sa/client"]}]],
+                "to": [[{"key": "request.path", "values": ["/*"]}]],
+            }]}],
         }
         self.publish(place, bundle, [])
         return self.weft_run(place, ip, "echo", ["--inbound", f"{ip}:8080={text(target)}"])

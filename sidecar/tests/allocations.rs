@@ -106,6 +106,18 @@ fn log_to_nowhere(proxy: &Proxy) {
     }));
 }
 
+/// The server of a pair, with policies that look at what they can.
+fn guarded(port: u16) -> String {
+    format!(
+        "{}inbound: {{mtls: STRICT, ports: [{{port: {port}, protocol: http}}]}}\nauthorization:\n\
+         - {{namespace: app, name: no, action: DENY, rules: [{{when: [{{key: 'request.headers[x]', values: [y]}}, {{key: \
+         remote.ip, values: [9.9.9.9]}}]}}]}}\n\
+         - {{namespace: app, name: yes, rules: [{{from: [[{{key: source.principal, values: [cluster.local/ns/app/sa/*]}}]], \
+         to: [[{{key: request.path, values: ['/api/{{*}}']}}, {{key: request.host, values: ['e*']}}]]}}]}}\n",
+        support::workload("app/echo")
+    )
+}
+
 /// One test, because the others' allocations would count.
 #[test]
 fn a_request_allocates_no_more_than_it_did() {
@@ -128,7 +140,9 @@ fn a_request_allocates_no_more_than_it_did() {
     let one_hop = for_each_request(front.addresses[0]);
     drop(front);
 
-    let pair = Pair::start("http", app());
+    let application = app();
+    let pair = Pair::start("http", application);
+    pair.server.configure(&guarded(application.port()));
     log_to_nowhere(&pair.client);
     log_to_nowhere(&pair.server);
     let both = for_each_request(pair.front);

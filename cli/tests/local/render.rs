@@ -161,6 +161,7 @@ fn kind_of(name: &str) -> &'static str {
     match name {
         "subsets.yaml" => "DestinationRule",
         "strict.yaml" => "PeerAuthentication",
+        "callers.yaml" => "AuthorizationPolicy",
         _ => "VirtualService",
     }
 }

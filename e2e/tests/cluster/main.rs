@@ -2,6 +2,7 @@
 //! Each test has a namespace of its own, so they run at the same time.
 
 mod authentication;
+mod authorization;
 mod identity;
 mod injection;
 mod propagation;
