@@ -97,8 +97,18 @@ impl Io {
 
     /// Reads once into `buf`, which grows by at most 16 KiB; 0 is the end.
     pub fn poll_read_into(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        self.poll_read_up_to(cx, buf, 16 * 1024)
+    }
+
+    /// Reads once into `buf`, which grows by at most `room` bytes; 0 is the end.
+    pub fn poll_read_up_to(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut BytesMut,
+        room: usize,
+    ) -> Poll<io::Result<usize>> {
         if buf.capacity() - buf.len() < 1024 {
-            buf.reserve(16 * 1024);
+            buf.reserve(room);
         }
         pin!(self.read_buf(buf)).poll(cx)
     }

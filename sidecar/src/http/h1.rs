@@ -34,6 +34,9 @@ pub const MAX_FIELDS: usize = 100;
 /// What is read at once.
 const READ_BYTES: usize = 16 * 1024;
 
+/// What is read at once of a body whose sender is ahead of the proxy.
+const BULK_BYTES: usize = 64 * 1024;
+
 /// Longest input whose buffer is kept for the next message.
 const KEPT_BYTES: usize = 1024;
 
@@ -57,6 +60,8 @@ pub struct Conn {
     /// Position up to which the input was searched for the end of a head.
     searched: usize,
     reading: Reading,
+    /// The last read of a body filled the room that it had.
+    flows: bool,
     /// The peer will send nothing more.
     ended: bool,
     /// The client waits for 100 before it sends its body.
@@ -93,6 +98,7 @@ impl Conn {
             io,
             input: BytesMut::new(),
             is_large: false,
+            flows: false,
             searched: 0,
             reading: Reading::Head,
             ended: false,
@@ -137,13 +143,23 @@ impl Conn {
             ready!(self.poll_read_head(cx))
         } else {
             self.is_large = true;
-            ready!(self.io.poll_read_into(cx, &mut self.input))
+            ready!(self.poll_read_body(cx))
         };
         match &read {
             Ok(0) | Err(_) => self.ended = true,
             Ok(n) => self.received += *n as u64,
         }
         Poll::Ready(read)
+    }
+
+    /// A peer that fills the room there is has more to send, so that the next step is larger; for one that is slower than
+    /// the proxy, less is held.
+    fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let room = if self.flows { BULK_BYTES } else { READ_BYTES };
+        let before = self.input.len();
+        let read = ready!(self.io.poll_read_up_to(cx, &mut self.input, room))?;
+        self.flows = read > 0 && before + read == self.input.capacity();
+        Poll::Ready(Ok(read))
     }
 
     fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
