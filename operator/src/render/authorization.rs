@@ -184,14 +184,15 @@ impl Domains {
         if self.has(domain) || domain == "cluster.local" {
             return self.0.iter().map(by_name).collect();
         }
-        let (fits, keeps): (Box<dyn Fn(&String) -> bool>, bool) =
-            match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
-                (Some(""), _) | (None, None) => return vec![value.to_owned()],
-                (Some(suffix), _) => (Box::new(move |known| known.ends_with(suffix)), true),
-                // A `*` within a value is a character: the names that it stands for are written out.
-                (None, Some(prefix)) => (Box::new(move |known| known.starts_with(prefix)), false),
-            };
-        if !self.0.iter().any(&fits) {
+        let (prefix, suffix) = match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
+            (Some(""), _) | (None, None) => return vec![value.to_owned()],
+            (Some(suffix), _) => ("", suffix),
+            (None, Some(prefix)) => (prefix, ""),
+        };
+        // A `*` within a value is a character: the names that it stands for are written out.
+        let keeps = prefix.is_empty();
+        let fits = |known: &String| known.starts_with(prefix) && known.ends_with(suffix);
+        if !self.0.iter().any(fits) {
             return vec![value.to_owned()];
         }
         let kept = keeps.then(|| value.to_owned());

@@ -1,3 +1,8 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "calls read better that hand over what they made"
+)]
+
 use serde_json::{Value as Json, json};
 
 use super::*;
