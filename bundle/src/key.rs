@@ -310,6 +310,27 @@ pub fn credentials_name(key: &str, n: usize) -> String {
     format!("weft-tls-{key}-{n}")
 }
 
+/// Name of the files of a credential without their ending: the Secret that it is copied from, whatever is in it (DLV-152).
+#[must_use]
+pub fn credential_stem(namespace: &str, name: &str) -> String {
+    let mut hex = data_encoding::HEXLOWER.encode(&Sha256::digest(format!("{namespace}/{name}")));
+    hex.truncate(16);
+    hex
+}
+
+/// File of a shard of credentials that lists, a line each, the stems of what the configuration names, whether it is there
+/// or not: a proxy tells from it what has left the copy from what the next configuration names no more.
+#[must_use]
+pub fn credentials_index(n: usize) -> String {
+    format!("index-{n}")
+}
+
+/// Whether a file of the volume of credentials is a [`credentials_index`].
+#[must_use]
+pub fn is_credentials_index(file: &str) -> bool {
+    file.strip_prefix("index-").is_some_and(|n| n.parse::<usize>().is_ok())
+}
+
 /// Name of the Secret that holds the identity of a service account (ID-022, ID-023).
 #[must_use]
 pub fn identity_name(service_account: &str) -> String {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::item::{self, Unread};
 use crate::model::{Config, Invalid, Refused};
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
-use crate::wire::{AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, Manifest, SCHEMA};
+use crate::wire::{AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA};
 
 /// Why a set of files is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -379,7 +379,7 @@ fn position(line: Option<usize>) -> String {
 }
 
 /// Features that this build knows; see [`Manifest::requires`].
-const KNOWN_FEATURES: &[&str] = &[AUTHORIZATION, GATEWAY];
+const KNOWN_FEATURES: &[&str] = &[AUTHORIZATION, GATEWAY, GATEWAY_TLS];
 
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ mod route;
 pub use authorization::{Authorization, Caller, Denial, Granted, Request};
 pub use directory::{Domain, Domains};
 pub use endpoints::{Endpoint, EndpointTable, HostEndpoints, derived, is_derived};
-pub use listener::{Listener, Serves, VirtualHosts};
+pub use listener::{Inside, Listener, Serves, Tls, TlsServer, TlsServing, VirtualHosts};
 pub use matching::{AuthorityTest, HeaderName, HeaderTest, Match, PathTest, QueryTest, Text, first_value};
 pub use route::{
     Action, Cors, Destination, Destinations, Fault, HeaderOps, Mirror, PathRewrite, Piece, Retry, RetryOn, Rewrite,

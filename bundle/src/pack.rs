@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
 use crate::wire::{
-    AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, Health, HostEndpoints, Manifest, MeshTls,
-    PeerWorkload, SCHEMA, ShardDigest,
+    AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Health, HostEndpoints,
+    Listener, Manifest, MeshTls, PeerWorkload, SCHEMA, Serves, ShardDigest,
 };
 
 /// Contents of one ConfigMap: bytes by file name. Text is what is valid UTF-8 and does not end in `.zst`.
@@ -50,6 +50,8 @@ pub struct Limits {
     pub config_shards: usize,
     /// Number of ConfigMaps that endpoints are spread over; default 2.
     pub endpoint_shards: usize,
+    /// Number of Secrets that credentials of a gateway are in; default 4 (DLV-151).
+    pub credential_shards: usize,
 }
 
 impl Default for Limits {
@@ -59,6 +61,7 @@ impl Default for Limits {
             shard: 921_600,
             config_shards: 2,
             endpoint_shards: 2,
+            credential_shards: 4,
         }
     }
 }
@@ -156,12 +159,32 @@ pub fn config(bundle: &Bundle, inputs: &KeyInputs, limits: &Limits) -> Result<Pa
 
 /// What a proxy must know to run a configuration; one that does not would serve less than is asked for (DLV-024).
 fn required(bundle: &Bundle) -> Vec<String> {
+    let ends_tls = |listener: &Listener| matches!(&listener.serves, Serves::Tls(tls) if !tls.terminated.is_empty());
     let features = [
         (AUTHORIZATION, !bundle.authorization.is_empty()),
         (GATEWAY, !bundle.listeners.is_empty()),
+        (GATEWAY_TLS, bundle.listeners.iter().any(ends_tls)),
     ];
-    let used = features.into_iter().filter(|(_, is_used)| *is_used);
-    used.map(|(name, _)| name.to_owned()).collect()
+    let needed = features.iter().filter(|(_, is_needed)| *is_needed);
+    needed.map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// Tells one set of credentials from another: the first 12 hex digits of a SHA-256 of all their files but the keys, which
+/// belong to certificates that are among them.
+#[must_use]
+pub fn credentials_revision<'f>(files: impl IntoIterator<Item = (&'f String, &'f Vec<u8>)>) -> String {
+    let mut hash = Sha256::new();
+    for (name, bytes) in files {
+        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+        if extension != Some("key") {
+            hash.update(name.as_bytes());
+            hash.update([0]);
+            hash.update(Sha256::digest(bytes));
+        }
+    }
+    let mut hex = HEXLOWER.encode(&hash.finalize());
+    hex.truncate(12);
+    hex
 }
 
 /// One host to pack, with everything spelled out; [`endpoints`] puts it into tables.

@@ -21,9 +21,11 @@ mod route;
 
 pub use authorization::{AccessCondition, AccessRule, AuthorizationPolicy, Authorize};
 pub use endpoints::{Endpoint, Endpoints, Health, HostEndpoints, MeshTls, PeerWorkload};
-pub use listener::{Listener, Serves, TlsServing, VirtualHost};
+pub use listener::{
+    Authorities, Certificate, Clients, Inside, Listener, Serves, TlsServer, TlsServing, TlsSettings, VirtualHost,
+};
 pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
-pub use manifest::{AUTHORIZATION, EndpointsManifest, GATEWAY, Manifest, ShardDigest, Target};
+pub use manifest::{AUTHORIZATION, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, ShardDigest, Target};
 pub use policy::{
     ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
     RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
@@ -263,7 +265,7 @@ pub enum PathNormalization {
 }
 
 /// A TLS version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum TlsVersion {
     /// TLS 1.2.
     #[default]

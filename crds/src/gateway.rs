@@ -10,6 +10,8 @@ use crate::status::Status;
 
 mod validation;
 
+pub use validation::OFFERED as OFFERED_SUITES;
+
 /// Ports that gateway pods open, and the hosts served there.
 #[derive(Debug, Clone, Default, PartialEq, CustomResource, Serialize, Deserialize, JsonSchema)]
 #[kube(

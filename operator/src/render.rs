@@ -17,6 +17,7 @@ use crate::world::{ObjectRef, Settings, World, pod};
 mod allocate;
 mod authorization;
 mod config;
+mod credential;
 mod endpoint;
 mod gateway;
 mod inbound;
@@ -31,6 +32,7 @@ mod sound;
 mod stage;
 mod view;
 
+pub use credential::RenderedCredentials;
 use sound::Sound;
 pub use view::View;
 
@@ -134,6 +136,10 @@ pub struct Output {
     pub configs: BTreeMap<ConfigRef, Arc<RenderedConfig>>,
     /// Endpoints by namespace.
     pub endpoints: BTreeMap<String, Arc<RenderedEndpoints>>,
+    /// Credentials by key, of gateways that name any.
+    pub credentials: BTreeMap<ConfigRef, RenderedCredentials>,
+    /// Secrets that they are copied from, by namespace and name.
+    pub named_secrets: BTreeSet<(String, String)>,
     /// Service accounts that need an identity.
     pub identities: BTreeSet<IdentityRef>,
     /// Namespaces with injection or injected pods.
@@ -174,6 +180,7 @@ pub struct Renderer {
     views: view::Views,
     configs: config::Configs,
     presence: presence::Presence,
+    credentials: credential::Credentials,
 }
 
 impl Renderer {
@@ -234,6 +241,7 @@ impl Renderer {
         service::report(&shared, &mut output.reports);
         authorization::report(&shared, &mut output.reports);
         gateway::report(&shared, &gateways, &mut output.reports);
+        self.credentials.render(&shared, &gateways, &mut output);
         output
     }
 }

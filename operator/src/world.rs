@@ -18,8 +18,11 @@ use weft_crds::{
 
 use crate::identity::Profile;
 
+mod credential;
 pub mod pod;
 pub mod read;
+
+pub use credential::Credential;
 
 /// Kinds that rendering depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +48,8 @@ pub enum Kind {
     Sidecar,
     PeerAuthentication,
     AuthorizationPolicy,
+    /// A Secret that a Gateway names.
+    Secret,
     /// ConfigMap `weft` with the mesh config.
     MeshConfig,
     /// ConfigMap `weft-cfg-<key>-0` for the inputs in its manifest (DLV-017).
@@ -92,6 +97,12 @@ pub enum Object {
     Sidecar(Arc<Sidecar>),
     PeerAuthentication(Arc<PeerAuthentication>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// Without content: it is known not to be there.
+    Secret {
+        namespace: String,
+        name: String,
+        content: Option<Arc<Credential>>,
+    },
     MeshConfig(Arc<ConfigMap>),
     ConfigManifest {
         namespace: String,
@@ -135,6 +146,11 @@ impl Object {
             Self::Sidecar(o) => of(Kind::Sidecar, &o.metadata),
             Self::PeerAuthentication(o) => of(Kind::PeerAuthentication, &o.metadata),
             Self::AuthorizationPolicy(o) => of(Kind::AuthorizationPolicy, &o.metadata),
+            Self::Secret { namespace, name, .. } => ObjectRef {
+                kind: Kind::Secret,
+                namespace: namespace.clone(),
+                name: name.clone(),
+            },
             Self::MeshConfig(o) => of(Kind::MeshConfig, &o.metadata),
             Self::ConfigManifest { namespace, name, .. } => ObjectRef {
                 kind: Kind::ConfigManifest,
@@ -304,6 +320,8 @@ pub struct World {
     pub peer_authentications: BTreeMap<Id, Arc<PeerAuthentication>>,
     /// By namespace and name.
     pub authorization_policies: BTreeMap<Id, Arc<AuthorizationPolicy>>,
+    /// Secrets that Gateways name, by namespace and name; `None` for one that is not there.
+    pub secrets: BTreeMap<Id, Option<Arc<Credential>>>,
     /// Inputs of keys that were rendered before, by namespace and name of the ConfigMap.
     pub manifests: BTreeMap<Id, Arc<KeyInputs>>,
     /// Objects that could not be read, with the reason.
@@ -339,6 +357,7 @@ impl World {
             Object::Sidecar(o) => drop(self.sidecars.insert(id, o)),
             Object::PeerAuthentication(o) => drop(self.peer_authentications.insert(id, o)),
             Object::AuthorizationPolicy(o) => drop(self.authorization_policies.insert(id, o)),
+            Object::Secret { content, .. } => drop(self.secrets.insert(id, content)),
             Object::ConfigManifest { inputs, .. } => drop(self.manifests.insert(id, inputs)),
             Object::Malformed { reference, error } => drop(self.malformed.insert(reference, error)),
             Object::MeshConfig(_) => self.has_mesh_config = true,
@@ -369,6 +388,7 @@ impl World {
             Kind::Sidecar => self.sidecars.remove(&id).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&id).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(&id).is_some(),
+            Kind::Secret => self.secrets.remove(&id).is_some(),
             Kind::ConfigManifest => self.manifests.remove(&id).is_some(),
             Kind::MeshConfig => std::mem::take(&mut self.has_mesh_config),
             Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet | Kind::DaemonSet | Kind::Job | Kind::CronJob => {

@@ -196,6 +196,8 @@ pub struct Downstream {
     pub principal: Option<Arc<str>>,
     /// The proxy's own SPIFFE id on this connection.
     pub local_principal: Option<Arc<str>>,
+    /// TLS ended at this proxy.
+    pub is_tls: bool,
     /// SNI.
     pub server_name: Option<Arc<str>>,
     /// Facts of the client's certificate and of the TLS session.

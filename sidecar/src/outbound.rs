@@ -11,7 +11,7 @@ use weft_bundle::wire::{HostKind, OutboundPolicy, Protocol, UpstreamTls};
 
 use crate::connect::{Opening, Secure};
 use crate::detect::{self, Among, Verdict};
-use crate::exchange::{Direction, Flags, Session, Target};
+use crate::exchange::{Direction, Downstream, Flags, Session, Target};
 use crate::http::server::{self, Handler};
 use crate::io::Io;
 use crate::listen::Incoming;
@@ -366,16 +366,22 @@ impl Route<'_> {
 }
 
 /// Opens the other end of an opaque connection.
-pub(crate) async fn session(
-    worker: &Rc<Worker>,
-    snapshot: &Snapshot,
-    mut incoming: Incoming,
-    route: Route<'_>,
-) -> Next {
+pub(crate) async fn session(worker: &Rc<Worker>, snapshot: &Snapshot, incoming: Incoming, route: Route<'_>) -> Next {
     let mut downstream = incoming.downstream(worker, Direction::Outbound);
     if let Route::Rule(_, Some(sni)) = route {
         downstream.server_name = Some(sni.into());
     }
+    session_of(worker, snapshot, incoming, downstream, route).await
+}
+
+/// As [`session`], where more is known of the client.
+pub(crate) async fn session_of(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    mut incoming: Incoming,
+    downstream: Downstream,
+    route: Route<'_>,
+) -> Next {
     let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
     record.source = Some(snapshot.config.workload.clone());
     let dialled = incoming.dialled;

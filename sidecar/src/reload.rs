@@ -31,6 +31,8 @@ pub struct Volumes {
     pub config: PathBuf,
     /// Identity.
     pub identity: PathBuf,
+    /// Credentials that a gateway shows.
+    pub credentials: PathBuf,
     /// Directory for the copy of the last good configuration; one that is not there disables it (LIFE-008).
     pub state: PathBuf,
     /// Key that a stored copy must have; empty: any (DLV-083).
@@ -88,6 +90,8 @@ pub struct Report {
     pub behind_since: Option<u64>,
     /// Key of the configuration.
     pub key: String,
+    /// Which credentials a gateway has (DLV-153); `None` without their volume.
+    pub credentials: Option<String>,
     /// First 12 hex digits of the SHA-256 of the trust bundle in use.
     pub trust: Option<String>,
     /// Activations by part, for [`Report::served_since`].
@@ -122,6 +126,7 @@ pub struct Reload {
 struct Inner {
     config_target: Option<Option<PathBuf>>,
     identity_target: Option<Option<PathBuf>>,
+    credentials_target: Option<Option<PathBuf>>,
     identity_files: Files,
     /// What the identity in force was made with.
     identity_trust: Option<MeshTrust>,
@@ -211,6 +216,7 @@ impl Reload {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.config_target = None;
         inner.identity_target = None;
+        inner.credentials_target = None;
         self.read(&mut inner);
     }
 
@@ -255,12 +261,22 @@ impl Reload {
                 let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
                 inner.config_target = None;
                 inner.identity_target = None;
+                inner.credentials_target = None;
             }
         }
     }
 
     fn directories(&self) -> Vec<PathBuf> {
-        vec![self.volumes.config.clone(), self.volumes.identity.clone()]
+        let mut all = vec![self.volumes.config.clone(), self.volumes.identity.clone()];
+        if self.has_credentials() {
+            all.push(self.volumes.credentials.clone());
+        }
+        all
+    }
+
+    /// Whether credentials can come: to a gateway that has the volume.
+    fn has_credentials(&self) -> bool {
+        self.shared.settings.gateway.is_some() && self.volumes.credentials.is_dir()
     }
 
     fn next_look(&self) -> Duration {
@@ -268,7 +284,7 @@ impl Reload {
         if inner.again || inner.held.is_some() || inner.identity_retry.is_some() {
             return Duration::from_millis(100);
         }
-        let is_calm = inner.replaced.is_empty() && !self.shared.ports.has_failed();
+        let is_calm = inner.replaced.is_empty() && !self.shared.ports.needs_looks();
         let look = if self.events.load(Ordering::Relaxed) && is_calm {
             LOOK
         } else {
@@ -316,8 +332,34 @@ impl Reload {
 
     fn read(&self, inner: &mut Inner) {
         inner.again = false;
+        // First, so that what a new configuration names is there.
+        self.read_credentials(inner);
         self.read_config(inner);
         self.read_identity(inner);
+    }
+
+    fn read_credentials(&self, inner: &mut Inner) {
+        if !self.has_credentials() {
+            return;
+        }
+        let dir = &self.volumes.credentials;
+        let target = volume::target(dir).ok();
+        // A plain directory has no link that tells a new set from the one before.
+        let is_plain = target.as_ref().is_none_or(Option::is_none);
+        if !is_plain && target == inner.credentials_target {
+            return;
+        }
+        let read = volume::read(dir);
+        inner.again |= is_unreadable_now(&read);
+        let Ok(snapshot) = read else { return };
+        inner.credentials_target = Some(snapshot.target);
+        self.lock_report().credentials = Some(pack::credentials_revision(&snapshot.files));
+        let credentials = &self.shared.ports.credentials;
+        if credentials.take(snapshot.files)
+            && let Some(current) = self.shared.current.load_full()
+        {
+            credentials.make(&current.config);
+        }
     }
 
     fn read_config(&self, inner: &mut Inner) {
@@ -397,14 +439,22 @@ impl Reload {
         // A host that endpoints do not name yet: they are on their way, for a while (DLV-101).
         let table = self.shared.endpoints.load();
         let missing = parsed.config.hosts.iter().any(|h| table.host(&h.host).is_none());
-        if missing && active.is_some() {
+        // The same of credentials: of those that are not there the volume says so.
+        let waits = if missing {
+            Some("waits for the endpoints of a new host")
+        } else if self.has_credentials() && self.shared.ports.credentials.lacks(&parsed.config) {
+            Some("waits for a new credential")
+        } else {
+            None
+        };
+        if let Some(why) = waits.filter(|_| active.is_some()) {
             let since = match &inner.held {
                 Some((held, since)) if held.manifest.revision == parsed.manifest.revision => *since,
                 _ => Instant::now(),
             };
             if since.elapsed() < HOLD {
                 inner.held = Some((parsed, since));
-                self.set_state(State::Held, Some("waits for the endpoints of a new host".into()));
+                self.set_state(State::Held, Some(why.into()));
                 return;
             }
         }

@@ -48,6 +48,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     let volumes = Volumes {
         config: arguments.config_dir.clone(),
         identity: arguments.identity_dir.clone(),
+        credentials: arguments.credentials_dir.clone(),
         state: arguments.state_dir.clone(),
         key: arguments.config_key.clone(),
     };

@@ -333,6 +333,7 @@ impl Status {
             "active": {"cfg": report.config, "ep": report.endpoints},
             "target": report.target.map(|t| json!({"cfg": t.config, "ep": t.endpoints})),
             "trust": report.trust,
+            "credentials": report.credentials,
             "state": state,
             "error": report.error_position,
             "since": report.since,

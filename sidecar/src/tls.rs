@@ -23,6 +23,7 @@ mod peer;
 mod stream;
 mod verify;
 
+pub(crate) use originate::{carries_one_of, narrowed};
 pub use peer::{Facts, PeerTls, account, spiffe_id};
 pub use stream::TlsStream;
 

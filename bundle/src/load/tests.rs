@@ -522,7 +522,32 @@ fn what_opens_ports_or_guards_them_is_for_proxies_that_know_how() {
     };
     // One that does not know a feature refuses the whole: it would open nothing, or keep nobody out.
     assert_eq!(
-        with(vec![listener], bundle(1).authorization),
+        with(vec![listener.clone()], bundle(1).authorization),
         ["authorization", "gateway"]
     );
+    let server = crate::wire::TlsServer {
+        sni: vec!["*".into()],
+        tls: crate::wire::TlsSettings {
+            certificates: vec![crate::wire::Certificate::Credential("0123456789abcdef".into())],
+            clients: Some(crate::wire::Clients {
+                authorities: crate::wire::Authorities::File("/ca".into()),
+                optional: true,
+                crl: None,
+                names: vec!["a".into()],
+            }),
+            min: crate::wire::TlsVersion::V1_3,
+            max: None,
+            ciphers: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
+            curves: Vec::new(),
+        },
+        inside: crate::wire::Inside::Http(Vec::new()),
+    };
+    let tls = crate::wire::Listener {
+        serves: crate::wire::Serves::Tls(crate::wire::TlsServing {
+            passthrough: Vec::new(),
+            terminated: vec![server],
+        }),
+        ..listener
+    };
+    assert_eq!(with(vec![tls], Vec::new()), ["gateway", "gatewayTls"]);
 }

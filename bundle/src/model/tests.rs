@@ -223,6 +223,13 @@ listeners:
   tls:
     passthrough:
     - {sni: ['A.com'], destinations: [{host: echo.app.svc.cluster.local, port: 80}]}
+    terminated:
+    - sni: ['*.b.com']
+      tls: {certificates: [{files: {chain: /a, key: /b}}], min: '1.3'}
+      http: [{domains: ['*'], http: echo}]
+    - sni: ['*.x.b.com', Y.b.com]
+      tls: {certificates: [{credential: 0123456789abcdef}], max: '1.2'}
+      tcp: [{host: echo.app.svc.cluster.local, port: 9000}]
 - {port: 31400, tcp: [{host: echo.app.svc.cluster.local, port: 9000}]}
 ";
 
@@ -238,11 +245,37 @@ fn ports_of_a_gateway_are_found_by_number_and_names_by_how_specific_they_are() {
     for name in ["a.com", "x.b.com", "b.com", "anything", ""] {
         assert!(domains.find(name).is_some(), "{name}");
     }
-    let Serves::Tls(rules) = &config.listeners[&8443].serves else {
+    let Serves::Tls(tls) = &config.listeners[&8443].serves else {
         panic!("TLS");
     };
-    let anywhere = "10.0.0.1".parse().expect("address");
-    assert!(rules[0].fits("a.com", anywhere) && !rules[0].fits("", anywhere));
+    let found = |name: &str| match tls.find(name)? {
+        Tls::PassesThrough(_) => Some("passes through"),
+        Tls::Ends(server) => Some(match &server.inside {
+            Inside::Http(_) => "http",
+            Inside::Tcp(_) => "tcp",
+        }),
+    };
+    for (name, expected) in [
+        ("a.com", Some("passes through")),
+        ("x.b.com", Some("http")),
+        ("z.y.b.com", Some("http")),
+        ("y.x.b.com", Some("tcp")),
+        ("y.b.com", Some("tcp")),
+        ("b.com", None),
+        (".b.com", None),
+        ("x.a.com", None),
+        ("", None),
+    ] {
+        assert_eq!(found(name), expected, "{name}");
+    }
+    let any = format!("{BASE}{LISTENERS}").replace("sni: ['*.b.com']", "sni: ['*']");
+    let config = Config::parse(bundle(&any)).expect("valid");
+    let Serves::Tls(tls) = &config.listeners[&8443].serves else {
+        panic!("TLS");
+    };
+    for name in ["", "c.com", ".com"] {
+        assert!(matches!(tls.find(name), Some(Tls::Ends(_))), "{name:?}");
+    }
     let Serves::Tcp(destinations) = &config.listeners[&31400].serves else {
         panic!("TCP");
     };
@@ -268,5 +301,15 @@ fn ports_of_a_gateway_that_cannot_be_are_told_with_their_place() {
     assert_eq!(
         problems("['*'], http: echo", "[a.com], http: echo"),
         ["listeners[8080].http[1].domains"]
+    );
+    let (first, second) = (
+        "listeners[8443].tls.terminated[1].sni",
+        "listeners[8443].tls.passthrough[0].sni",
+    );
+    assert_eq!(problems("'*.x.b.com'", "'*.B.com'"), [first]);
+    assert_eq!(problems("'A.com'", "'*.b.com'"), [second]);
+    assert_eq!(
+        problems("[{credential: 0123456789abcdef}]", "[]"),
+        ["listeners[8443].tls.terminated[1].tls.certificates"]
     );
 }

@@ -10,6 +10,9 @@ pub const GATEWAY: &str = "gateway";
 /// Feature of [`Manifest::requires`]: policies of access, which a proxy that ignored them would fail to enforce.
 pub const AUTHORIZATION: &str = "authorization";
 
+/// Feature of [`Manifest::requires`]: TLS that ends at those ports ([`super::TlsServing::terminated`]).
+pub const GATEWAY_TLS: &str = "gatewayTls";
+
 /// `manifest.json` of a key's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

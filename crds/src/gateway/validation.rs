@@ -312,7 +312,8 @@ const MODES: [&str; 6] = [
 
 const VERSIONS: [&str; 5] = ["TLS_AUTO", "TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3"];
 
-const OFFERED: [&str; 6] = [
+/// Suites of TLS 1.2 that proxies have, by OpenSSL's names (GW-050).
+pub const OFFERED: [&str; 6] = [
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
     "ECDHE-ECDSA-AES256-GCM-SHA384",

@@ -5,20 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_bundle::key::KeyInputs;
+use weft_bundle::wire::TlsSettings;
 use weft_crds::Gateway;
 use weft_crds::gateway as api;
 use weft_crds::validate::host::canonical;
 
-use super::{ObjectReport, Shared, inbound};
+use super::{ObjectReport, Shared, credential, inbound};
 use crate::world::{Kind, ObjectRef, age};
+
+mod tls;
 
 /// What is served on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// HTTP in clear.
     Http,
-    /// TLS that passes through.
-    Passthrough,
+    /// TLS that passes through, or ends here.
+    Tls,
     /// Anything else.
     Tcp,
 }
@@ -50,12 +53,23 @@ impl<'a> Server<'a> {
         self.spec.hosts.iter().map(|host| bare(host))
     }
 
-    /// Requests are answered with a redirect to HTTPS (GW-029).
+    /// Requests are answered with a redirect to HTTPS: those in clear alone (GW-029).
     pub(super) fn redirects(&self) -> bool {
-        self.spec
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.https_redirect == Some(true))
+        let tls = self.spec.tls.as_ref();
+        !self.is_https() && tls.is_some_and(|tls| tls.https_redirect == Some(true))
+    }
+
+    /// How its TLS ends at workloads of a namespace; `None` for a server whose TLS passes through, or that has none.
+    pub(super) fn termination(&self, shared: &Shared<'_>, namespace: &str) -> Option<TlsSettings> {
+        let tls = self.spec.tls.as_ref()?;
+        let defaults = shared.world.mesh.tls_defaults.as_ref();
+        tls::termination(tls, defaults, namespace).ok().flatten()
+    }
+
+    /// HTTP is inside of its TLS (GW-012, GW-069).
+    pub(super) fn is_https(&self) -> bool {
+        let port = self.spec.port.as_ref();
+        port.is_some_and(|port| port.protocol.eq_ignore_ascii_case("HTTPS"))
     }
 
     /// Declared to speak gRPC-Web (SM-026).
@@ -101,7 +115,7 @@ fn merge<'a>(shared: &Shared<'a>, inputs: &KeyInputs) -> (Vec<Port<'a>>, Vec<Ski
             let Some(number) = spec.port.as_ref().and_then(|p| u16::try_from(p.number).ok()) else {
                 continue;
             };
-            let Ok(class) = class(spec) else {
+            let Ok(class) = class(shared, spec) else {
                 // Told by whether any workload serves it, not by each of them.
                 continue;
             };
@@ -141,7 +155,7 @@ fn take_place<'a>(port: &mut Port<'a>, server: Server<'a>, class: Class) -> Opti
         Class::Http => {}
         // Nothing tells their connections apart (GW-063).
         Class::Tcp => return Some(format!("the older {first} has it")),
-        Class::Passthrough => {
+        Class::Tls => {
             // By names alone: a server name does not tell for which namespace it is meant (GW-061, GW-117).
             let taken = |name: &String| {
                 port.servers
@@ -159,7 +173,7 @@ fn take_place<'a>(port: &mut Port<'a>, server: Server<'a>, class: Class) -> Opti
 }
 
 /// What a server is, or why it is not served.
-fn class(server: &api::Server) -> Result<Class, String> {
+fn class(shared: &Shared<'_>, server: &api::Server) -> Result<Class, String> {
     if server.bind.as_deref().is_some_and(|bind| !bind.is_empty()) {
         return Err("bind is not supported: servers listen on all addresses of the pod".into());
     }
@@ -167,11 +181,10 @@ fn class(server: &api::Server) -> Result<Class, String> {
     match protocol.as_deref().unwrap_or_default() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Ok(Class::Http),
         "HTTPS" | "TLS" => {
-            let mode = server.tls.as_ref().and_then(|tls| tls.mode.as_deref());
-            match mode.unwrap_or("PASSTHROUGH") {
-                "PASSTHROUGH" => Ok(Class::Passthrough),
-                mode => Err(format!("TLS mode {mode} is not supported yet; PASSTHROUGH is")),
+            if let Some(tls) = &server.tls {
+                tls::termination(tls, shared.world.mesh.tls_defaults.as_ref(), "")?;
             }
+            Ok(Class::Tls)
         }
         _ => Ok(Class::Tcp),
     }
@@ -181,6 +194,47 @@ fn class(server: &api::Server) -> Result<Class, String> {
 fn selects(gateway: &Gateway, inputs: &KeyInputs) -> bool {
     let selector = &gateway.spec.selector;
     selector.iter().all(|(k, v)| inputs.labels.get(k) == Some(v))
+}
+
+/// The credentials that the servers of a workload name, those of the oldest Gateways first (DLV-155).
+pub(super) fn credentials(shared: &Shared<'_>, inputs: &KeyInputs) -> Vec<credential::Named> {
+    let mut servers: Vec<Server<'_>> = ports(shared, inputs)
+        .into_iter()
+        .flat_map(|port| port.servers)
+        .collect();
+    servers.sort_by_cached_key(|server| age(&server.gateway.metadata));
+    let mut out: Vec<credential::Named> = Vec::new();
+    for server in servers {
+        let Some(settings) = server.termination(shared, &inputs.namespace) else {
+            continue;
+        };
+        let of = reference(server.gateway);
+        for named in tls::credentials(server.spec.tls.as_ref(), &settings) {
+            match out.iter_mut().find(|other| other.name == named.name) {
+                Some(other) => {
+                    other.has_pair |= named.has_pair;
+                    other.has_authorities |= named.has_authorities;
+                    other.has_secret_beside |= named.has_secret_beside;
+                    if !other.of.contains(&of) {
+                        other.of.push(of.clone());
+                    }
+                }
+                None => out.push(credential::Named {
+                    of: vec![of.clone()],
+                    ..named
+                }),
+            }
+        }
+    }
+    out
+}
+
+fn reference(gateway: &Gateway) -> ObjectRef {
+    ObjectRef {
+        kind: Kind::Gateway,
+        namespace: gateway.metadata.namespace.clone().unwrap_or_default(),
+        name: gateway.metadata.name.clone().unwrap_or_default(),
+    }
 }
 
 /// From ports of the Services in front of a workload to its own (GW-013, GW-014).
@@ -238,17 +292,12 @@ pub(super) fn report(
     workloads: &[Arc<KeyInputs>],
     reports: &mut BTreeMap<ObjectRef, ObjectReport>,
 ) {
-    let reference = |gateway: &Gateway| ObjectRef {
-        kind: Kind::Gateway,
-        namespace: gateway.metadata.namespace.clone().unwrap_or_default(),
-        name: gateway.metadata.name.clone().unwrap_or_default(),
-    };
     for gateway in &shared.sound.gateways {
         let Some(report) = reports.get_mut(&reference(gateway)) else {
             continue;
         };
         for (n, server) in gateway.spec.servers.iter().enumerate() {
-            if let Err(problem) = class(server) {
+            if let Err(problem) = class(shared, server) {
                 let message = format!("spec.servers[{n}] is not served: {problem}");
                 report.refused.get_or_insert(("Unsupported", message));
             }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Secret;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_crds::object::{KINDS, ParseError, read};
 
-use super::{Kind, Object, ObjectRef};
+use super::{Credential, Kind, Object, ObjectRef};
 
 /// What a JSON object is to rendering.
 #[derive(Debug, Clone)]
@@ -41,6 +42,14 @@ pub fn object(value: &Value, control_plane: &str) -> Result<Read, ParseError> {
         ("", "ServiceAccount") => Object::ServiceAccount(fit(value)?),
         ("", "ConfigMap") if text("/metadata/name") == "weft" && text("/metadata/namespace") == control_plane => {
             Object::MeshConfig(fit(value)?)
+        }
+        ("", "Secret") => {
+            let secret: Arc<Secret> = fit(value)?;
+            Object::Secret {
+                namespace: text("/metadata/namespace").to_owned(),
+                name: text("/metadata/name").to_owned(),
+                content: Some(Arc::new(Credential::of(&secret))),
+            }
         }
         ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(fit(value)?),
         ("apps", "Deployment") => Object::Deployment(fit(value)?),

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::Credentials;
 use crate::io::bind;
 use crate::shared::{Shared, Snapshot};
 use crate::worker::Worker;
@@ -105,6 +106,8 @@ pub struct Ports {
     /// Where a gateway opens them.
     address: Option<IpAddr>,
     workers: usize,
+    /// What servers at which TLS ends show.
+    pub credentials: Credentials,
     /// Ports that cannot be opened, with what the kernel said.
     failed: Mutex<BTreeMap<u16, io::Error>>,
     open: watch::Sender<BTreeMap<u16, Arc<OpenPort>>>,
@@ -117,6 +120,7 @@ impl Ports {
         Self {
             address,
             workers: workers.max(1),
+            credentials: Credentials::default(),
             failed: Mutex::default(),
             open: watch::Sender::new(BTreeMap::new()),
         }
@@ -125,6 +129,9 @@ impl Ports {
     /// Puts a configuration in force, its ports open before and those that it does not name closed after; gives the one
     /// before. The caller is the only one who does.
     pub fn activate(&self, shared: &Shared, next: Arc<Snapshot>) -> Option<Arc<Snapshot>> {
+        if self.address.is_some() {
+            self.credentials.make(&next.config);
+        }
         let mut open = self.open.borrow().clone();
         let wanted = |number: &u16| next.config.listeners.contains_key(number);
         self.lock_failed().retain(|number, _| wanted(number));
@@ -148,11 +155,14 @@ impl Ports {
         before
     }
 
-    /// Opens what could not be opened when its configuration came.
+    /// Opens what could not be opened when its configuration came, and takes files of certificates that have changed.
     pub fn try_again(&self, shared: &Shared) {
         let Some(snapshot) = shared.current.load_full() else {
             return;
         };
+        if self.credentials.has_files() {
+            self.credentials.make(&snapshot.config);
+        }
         if self.has_failed() {
             let mut open = self.open.borrow().clone();
             self.open_missing(&mut open, &snapshot);
@@ -160,9 +170,13 @@ impl Ports {
         }
     }
 
-    /// Whether some port could not be opened.
+    /// Whether there is something to look at every now and then.
     #[must_use]
-    pub fn has_failed(&self) -> bool {
+    pub fn needs_looks(&self) -> bool {
+        self.has_failed() || self.credentials.has_files()
+    }
+
+    fn has_failed(&self) -> bool {
         !self.lock_failed().is_empty()
     }
 

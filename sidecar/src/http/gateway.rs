@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use weft_bundle::model::Serves;
+use weft_bundle::model::{Inside, Listener, Serves, Tls, VirtualHosts};
 
 use super::client::Response;
+use super::inbound::element;
 use super::outbound::{Caller, follow, is_removed, name_of, strip_outside, uuid};
 use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
@@ -49,15 +50,20 @@ async fn serve(
 ) -> Result<Response, Failure> {
     let config = &snapshot.config;
     // The port may serve something else since the client connected.
-    let listener = config.listeners.get(&number);
-    let Some((listener, Serves::Http(domains))) = listener.map(|listener| (listener, &listener.serves)) else {
+    let is_tls = exchange.downstream.is_tls;
+    let found = config.listeners.get(&number).and_then(|listener| {
+        let name = exchange.downstream.server_name.as_deref();
+        let domains = domains(listener, is_tls, name.unwrap_or_default())?;
+        Some((listener, domains))
+    });
+    let Some((listener, domains)) = found else {
         return Err(Failure {
             close: true,
             ..Failure::no_route()
         });
     };
     path::admit(&mut head, config.mesh.path_normalization)?;
-    prepare(&mut head, exchange, "http");
+    prepare(&mut head, exchange, if is_tls { "https" } else { "http" });
     let asked = Asked {
         head: &head,
         dialled: Dialled {
@@ -82,6 +88,21 @@ async fn serve(
     follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange).await
 }
 
+/// The names of a port; behind TLS those of the server that the client's server name chose, and of no other (GW-057).
+fn domains<'l>(listener: &'l Listener, is_tls: bool, server_name: &str) -> Option<&'l VirtualHosts> {
+    match &listener.serves {
+        Serves::Http(domains) if !is_tls => Some(domains),
+        Serves::Tls(tls) if is_tls => match tls.find(server_name)? {
+            Tls::Ends(server) => match &server.inside {
+                Inside::Http(domains) => Some(domains),
+                Inside::Tcp(_) => None,
+            },
+            Tls::PassesThrough(_) => None,
+        },
+        Serves::Http(_) | Serves::Tls(_) | Serves::Tcp(_) => None,
+    }
+}
+
 /// Takes out what only proxies may say, and adds what every forwarded request carries (GW-072, GW-076, ID-123, TRC-022).
 fn prepare(head: &mut RequestHead, exchange: &mut Exchange, scheme: &'static str) {
     let headers = &mut head.headers;
@@ -90,6 +111,14 @@ fn prepare(head: &mut RequestHead, exchange: &mut Exchange, scheme: &'static str
     let forwarded = forwarded_for(before.as_ref(), exchange.downstream.remote.ip());
     headers.push("x-forwarded-for", forwarded.clone());
     exchange.forwarded_for = Some(forwarded);
+    // What the client's own connection has shown, and nothing that it says (ID-123).
+    let downstream = exchange.downstream.clone();
+    let element = downstream
+        .certificate_element
+        .get_or_init(|| element(&downstream, true));
+    if let Some(element) = element {
+        headers.push("x-forwarded-client-cert", element.clone());
+    }
     headers.remove_all("x-forwarded-proto");
     headers.push("x-forwarded-proto", scheme);
     headers.remove_all("x-request-id");

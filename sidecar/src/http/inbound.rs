@@ -157,7 +157,10 @@ fn prepare(head: &mut RequestHead, exchange: &mut Exchange, downstream: &Downstr
         exchange.request_id = Some(id);
     }
     let before = head.headers.remove_all("x-forwarded-client-cert");
-    if let Some(element) = downstream.certificate_element.get_or_init(|| element(downstream)) {
+    if let Some(element) = downstream
+        .certificate_element
+        .get_or_init(|| element(downstream, false))
+    {
         let value = match before {
             None => element.clone(),
             Some(before) => [&before[..], b",", &element[..]].concat().into(),
@@ -166,19 +169,19 @@ fn prepare(head: &mut RequestHead, exchange: &mut Exchange, downstream: &Downstr
     }
 }
 
-/// The peer's element of `X-Forwarded-Client-Cert` (ID-121).
-fn element(downstream: &Downstream) -> Option<Bytes> {
+/// The peer's element of `X-Forwarded-Client-Cert` (ID-121), with the certificate itself at gateways (ID-123).
+pub(super) fn element(downstream: &Downstream, with_certificate: bool) -> Option<Bytes> {
     let tls = downstream.tls.as_ref()?;
     let facts = tls.facts();
     let mut out = String::new();
     if let Some(own) = &downstream.local_principal {
         out.push_str(&format!("By={};", quoted(own)));
     }
-    out.push_str(&format!(
-        "Hash={};Subject=\"{}\"",
-        facts.sha256,
-        facts.subject.replace('"', "\\\"")
-    ));
+    out.push_str(&format!("Hash={}", facts.sha256));
+    if with_certificate {
+        out.push_str(&format!(";Cert=\"{}\"", encoded(&tls.leaf)));
+    }
+    out.push_str(&format!(";Subject=\"{}\"", facts.subject.replace('"', "\\\"")));
     for uri in &facts.uris {
         out.push_str(&format!(";URI={}", quoted(uri)));
     }
@@ -186,6 +189,25 @@ fn element(downstream: &Downstream) -> Option<Bytes> {
         out.push_str(&format!(";DNS={}", quoted(dns)));
     }
     Some(out.into())
+}
+
+/// A certificate as PEM, with what is not harmless in a header field percent-encoded.
+fn encoded(der: &[u8]) -> String {
+    let base64 = data_encoding::BASE64.encode(der);
+    let mut out = String::from("-----BEGIN%20CERTIFICATE-----%0A");
+    for line in base64.as_bytes().chunks(64) {
+        for byte in line {
+            match byte {
+                b'+' => out.push_str("%2B"),
+                b'/' => out.push_str("%2F"),
+                b'=' => out.push_str("%3D"),
+                byte => out.push(char::from(*byte)),
+            }
+        }
+        out.push_str("%0A");
+    }
+    out.push_str("-----END%20CERTIFICATE-----%0A");
+    out
 }
 
 /// Values with separators stand in quotes (ID-124).

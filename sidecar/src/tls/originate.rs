@@ -156,7 +156,7 @@ fn stamps(settings: &OriginateTls) -> Vec<Option<(SystemTime, u64)>> {
 }
 
 fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result<ClientConfig, String> {
-    let provider = Arc::new(narrowed(settings));
+    let provider = Arc::new(narrowed(provider(), &settings.cipher_suites, &settings.curves));
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
@@ -199,22 +199,18 @@ fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result
 }
 
 /// The provider with the suites and groups that are left (DR-121). Names that nobody knows are passed over.
-fn narrowed(settings: &OriginateTls) -> CryptoProvider {
-    let mut provider = provider();
-    if !settings.cipher_suites.is_empty() {
+pub(crate) fn narrowed(mut provider: CryptoProvider, suites: &[String], curves: &[String]) -> CryptoProvider {
+    if !suites.is_empty() {
         let wanted = |suite: &SupportedCipherSuite| match suite {
             SupportedCipherSuite::Tls13(_) => true,
             SupportedCipherSuite::Tls12(_) => {
                 let name = openssl_name(suite.suite());
-                settings
-                    .cipher_suites
-                    .iter()
-                    .any(|wanted| Some(wanted.as_str()) == name)
+                suites.iter().any(|wanted| Some(wanted.as_str()) == name)
             }
         };
         provider.cipher_suites.retain(wanted);
     }
-    if !settings.curves.is_empty() {
+    if !curves.is_empty() {
         let of = |group: NamedGroup| match group {
             NamedGroup::secp256r1 => "P-256",
             NamedGroup::secp384r1 => "P-384",
@@ -226,7 +222,7 @@ fn narrowed(settings: &OriginateTls) -> CryptoProvider {
         let all = provider.kx_groups.clone();
         provider
             .kx_groups
-            .retain(|group| settings.curves.iter().any(|wanted| wanted == of(group.name())));
+            .retain(|group| curves.iter().any(|wanted| wanted == of(group.name())));
         if provider.kx_groups.is_empty() {
             provider.kx_groups = all;
         }
@@ -324,7 +320,7 @@ impl ServerCertVerifier for Verifier {
 }
 
 /// Whether a certificate has one of the names, exactly as written (DR-116).
-fn carries_one_of(leaf: &CertificateDer<'_>, names: &[String]) -> bool {
+pub(crate) fn carries_one_of(leaf: &CertificateDer<'_>, names: &[String]) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
         return false;
     };

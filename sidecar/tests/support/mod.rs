@@ -106,6 +106,26 @@ impl Authority {
         )
     }
 
+    /// A list of revoked certificates with one, by its serial number.
+    pub fn revoke(&self, serial: u64) -> String {
+        let now = rcgen::date_time_ymd(2026, 1, 1);
+        let revoked = rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from(serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now,
+            next_update: rcgen::date_time_ymd(2046, 1, 1),
+            crl_number: rcgen::SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).expect("a list").pem().expect("PEM")
+    }
+
     pub fn identity(&self, account: &str) -> Identity {
         identity(&self.sign(&leaf(&spiffe_id(account))), &self.pem)
     }

@@ -30,7 +30,7 @@ impl Volumes {
         // The proxy may run as another user.
         let open = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(this.folder.path(), open.clone()).expect("permissions");
-        for part in ["config", "identity", "state"] {
+        for part in ["config", "identity", "credentials", "state"] {
             std::fs::create_dir(this.path(part)).expect("folder");
             std::fs::set_permissions(this.path(part), open.clone()).expect("permissions");
         }
@@ -79,6 +79,23 @@ impl Volumes {
         self.spoil(pack::TARGET_FILE, text.as_bytes());
     }
 
+    /// Replaces the credentials: files by name, and the stems that the volume says something of.
+    pub fn credentials(&self, listed: &[&str], files: &[(String, String)]) {
+        let index = weft_bundle::key::credentials_index(0);
+        let mut all = Files::from([(index, listed.join("\n").into_bytes())]);
+        all.extend(
+            files
+                .iter()
+                .map(|(name, text)| (name.clone(), text.clone().into_bytes())),
+        );
+        volume::publish(&self.path("credentials"), &all).expect("published");
+    }
+
+    /// A volume of credentials whose Secrets are gone.
+    pub fn no_credentials(&self) {
+        volume::publish(&self.path("credentials"), &Files::new()).expect("published");
+    }
+
     /// An identity volume without any file.
     pub fn unidentify(&self) {
         volume::publish(&self.path("identity"), &Files::new()).expect("published");
@@ -115,7 +132,7 @@ impl Volumes {
 
     /// Flags of `run` that name the volumes.
     pub fn flags(&self) -> Vec<String> {
-        ["config", "identity", "state"]
+        ["config", "identity", "credentials", "state"]
             .iter()
             .flat_map(|part| [format!("--{part}-dir"), self.path(part).to_string_lossy().into_owned()])
             .collect()

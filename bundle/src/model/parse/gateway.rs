@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Parser, Routes};
-use crate::model::{Domain, Inbound, InboundPort, Listener, Serves, VirtualHosts};
+use crate::model::{Domain, Inbound, InboundPort, Inside, Listener, Serves, Tls, TlsServer, TlsServing, VirtualHosts};
 use crate::wire;
 
 impl Parser<'_> {
@@ -17,9 +17,7 @@ impl Parser<'_> {
             }
             let serves = match &listener.serves {
                 wire::Serves::Http(hosts) => Serves::Http(self.virtual_hosts(&path, hosts, routes)),
-                wire::Serves::Tls(tls) => {
-                    Serves::Tls(self.tls_rules(&format!("{path}.tls.passthrough"), &tls.passthrough))
-                }
+                wire::Serves::Tls(tls) => Serves::Tls(self.tls_serving(&format!("{path}.tls"), tls, routes)),
                 wire::Serves::Tcp(destinations) => Serves::Tcp(self.destinations(&path, destinations)),
             };
             let parsed = Listener {
@@ -33,6 +31,42 @@ impl Parser<'_> {
             }
         }
         out
+    }
+
+    fn tls_serving(&mut self, path: &str, wire: &wire::TlsServing, routes: &Routes<'_>) -> TlsServing {
+        let mut serving = TlsServing::default();
+        for (i, server) in wire.terminated.iter().enumerate() {
+            let path = format!("{path}.terminated[{i}]");
+            if server.tls.certificates.is_empty() {
+                self.problem(format!("{path}.tls.certificates"), "", "at least one is needed");
+            }
+            let inside = match &server.inside {
+                wire::Inside::Http(hosts) => Inside::Http(self.virtual_hosts(&path, hosts, routes)),
+                wire::Inside::Tcp(destinations) => Inside::Tcp(self.destinations(&path, destinations)),
+            };
+            let tls = Tls::Ends(Arc::new(TlsServer {
+                tls: server.tls.clone(),
+                inside,
+            }));
+            for name in &server.sni {
+                if !serving.insert(name, &tls) {
+                    self.problem(format!("{path}.sni"), name, "a name is listed twice");
+                }
+            }
+        }
+        for (i, rule) in wire.passthrough.iter().enumerate() {
+            let path = format!("{path}.passthrough[{i}]");
+            if !rule.subnets.is_empty() {
+                self.problem(format!("{path}.subnets"), "", "a gateway has none");
+            }
+            let tls = Tls::PassesThrough(Arc::new(self.destinations(&path, &rule.destinations)));
+            for name in &rule.sni {
+                if !serving.insert(name, &tls) {
+                    self.problem(format!("{path}.sni"), name, "a name is listed twice");
+                }
+            }
+        }
+        serving
     }
 
     fn virtual_hosts(&mut self, path: &str, wire: &[wire::VirtualHost], routes: &Routes<'_>) -> VirtualHosts {

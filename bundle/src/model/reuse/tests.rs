@@ -220,7 +220,7 @@ fn described(config: &Config) -> String {
         write!(out, "{number} {}", listener.service_port).expect("text");
         match &listener.serves {
             Serves::Http(hosts) => write!(out, "{} {:#?}", names(&hosts.names), hosts.leads),
-            Serves::Tls(rules) => write!(out, "{rules:#?}"),
+            Serves::Tls(tls) => write!(out, "{:#?}", tls.by_name.iter().collect::<BTreeMap<_, _>>()),
             Serves::Tcp(destinations) => write!(out, "{destinations:#?}"),
         }
         .expect("text");

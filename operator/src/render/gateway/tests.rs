@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use weft_bundle::wire::{Action, Bundle, Destination, HttpVersion, Listener, RedirectPort, Rule, Serves, StringMatch};
+use weft_bundle::wire::{
+    Action, Authorities, Bundle, Certificate, Destination, HttpVersion, Inside, Listener, RedirectPort, Rule, Serves,
+    StringMatch, TlsVersion,
+};
 
 use crate::render::stage::{bundle, mesh, render, rule, service, virtual_service};
 use crate::render::{ObjectReport, Output};
@@ -583,9 +586,25 @@ fn a_gateway_that_is_not_there_is_reported() {
 // spec: DLV-084, OPS-121
 #[test]
 fn what_is_not_supported_is_said_and_the_rest_is_served() {
-    let simple = server("TLS", 443, "a.com").replace("PASSTHROUGH", "SIMPLE, credentialName: x");
+    let tls = |settings: &str| server("TLS", 443, "a.com").replace("PASSTHROUGH", settings);
+    let automatic = tls("AUTO_PASSTHROUGH");
+    let elsewhere = tls("SIMPLE, credentialName: 'kubernetes-gateway://app/x'");
+    let chosen = tls("SIMPLE, credentialName: 'x,metadata.namespace=y'");
+    let weak = tls("SIMPLE, serverCertificate: /a, privateKey: /b, cipherSuites: [AES128-SHA]");
+    let crossed = tls("SIMPLE, credentialName: x, minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2");
+    let pinned = tls("MUTUAL, credentialName: x, verifyCertificateHash: [aa]");
+    let lax = tls("MUTUAL, credentialName: x, insecureSkipVerify: true");
     let bind = server("HTTP", 81, "a.com").replace("hosts:", "bind: 10.0.0.1, hosts:");
-    for (unsupported, word) in [(&simple, "SIMPLE"), (&bind, "bind")] {
+    for (unsupported, word) in [
+        (&automatic, "AUTO_PASSTHROUGH"),
+        (&elsewhere, "is no name of a Secret"),
+        (&chosen, "is no name of a Secret"),
+        (&weak, "cipherSuites"),
+        (&crossed, "maxProtocolVersion"),
+        (&pinned, "verifyCertificateHash"),
+        (&lax, "insecureSkipVerify"),
+        (&bind, "bind"),
+    ] {
         let documents = ingress() + &gateway("app/gw", 1, &[&server("HTTP", 80, "'*'"), unsupported]);
         let output = render(&documents);
         let (reason, message) = refused(&output, "Gateway app/gw");
@@ -661,4 +680,215 @@ fn the_oldest_server_of_a_port_says_whether_it_speaks_grpc_web() {
     assert!(of(&web, &plain));
     assert!(!of(&plain, &web));
     assert!(!of(&server("GRPC", 80, "a.com"), &web));
+}
+
+/// A server at which TLS ends, with a name and settings.
+fn ending(protocol: &str, hosts: &str, name: &str, settings: &str) -> String {
+    server("TLS", 443, hosts)
+        .replace("protocol: TLS", &format!("protocol: {protocol}"))
+        .replace("tls-443", &format!("tls-{name}"))
+        .replace("PASSTHROUGH", settings)
+}
+
+fn files(name: &str, more: &str) -> String {
+    format!("SIMPLE, serverCertificate: /etc/{name}.crt, privateKey: /etc/{name}.key{more}")
+}
+
+// spec: GW-031, GW-036, GW-049, GW-050, GW-057, GW-061, GW-065, GW-069
+#[test]
+fn servers_at_which_tls_ends_have_names_and_rules_of_their_own() {
+    let more = ", minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_3, cipherSuites: [AES128-SHA, \
+                ECDHE-RSA-AES128-GCM-SHA256, ECDHE-RSA-AES128-GCM-SHA256]";
+    let servers = [
+        ending("HTTPS", "'*.a.com'", "one", &files("one", more)),
+        ending(
+            "https",
+            "x.a.com, b.com",
+            "two",
+            &files("two", ", maxProtocolVersion: TLSV1_2"),
+        ),
+        ending("TLS", "c.com", "three", &files("three", "")),
+        ending("TLS", "d.com", "none", &files("none", "")),
+        server("TLS", 443, "e.com"),
+    ];
+    let to = |port: u16| format!("route: [{{destination: {{host: {ECHO}, port: {{number: {port}}}}}}}]");
+    let l4 = format!(
+        "{{hosts: [c.com, e.com], gateways: [gw], tcp: [{{{}}}], tls: [{{match: [{{sniHosts: [c.com, e.com]}}], {}}}]}}",
+        to(90),
+        to(70)
+    );
+    let documents = ingress()
+        + &gateway("app/gw", 2, &servers.each_ref().map(String::as_str))
+        + &gateway(
+            "app/late",
+            1,
+            &[&ending("HTTPS", "f.com, b.com", "late", &files("late", ""))],
+        )
+        + &named("app", "v", 2, "hosts: [x.a.com, y.a.com, b.com], gateways: [gw]")
+        + &virtual_service("app", "l4", 1, &l4);
+    let output = render(&documents);
+    let bundle = bundle(&output, "edge/ingress");
+    let Serves::Tls(serving) = &listener(&bundle, 443).serves else {
+        panic!("no TLS")
+    };
+    let of = |n: usize| {
+        let server = &serving.terminated[n];
+        let [Certificate::Files { chain, .. }] = server.tls.certificates.as_slice() else {
+            panic!("no files")
+        };
+        let names = match &server.inside {
+            Inside::Http(hosts) => {
+                let mut names: Vec<_> = hosts.iter().flat_map(|host| host.domains.clone()).collect();
+                names.sort();
+                names.join(" ")
+            }
+            Inside::Tcp(list) => format!("{:?}", list.iter().map(|d| d.port).collect::<Vec<_>>()),
+        };
+        format!("{} {chain} {names}", server.sni.join(","))
+    };
+    assert_eq!(serving.terminated.len(), 3, "one of TCP without a rule is not served");
+    assert_eq!(of(0), "*.a.com /etc/one.crt x.a.com y.a.com");
+    assert_eq!(of(1), "b.com,x.a.com /etc/two.crt b.com x.a.com");
+    assert_eq!(of(2), "c.com /etc/three.crt [90]");
+    let tls = |n: usize| &serving.terminated[n].tls;
+    assert_eq!((tls(0).min, tls(0).max), (TlsVersion::V1_3, None));
+    assert_eq!(tls(0).ciphers, ["ECDHE-RSA-AES128-GCM-SHA256"]);
+    assert_eq!((tls(1).min, tls(1).max), (TlsVersion::V1_2, Some(TlsVersion::V1_2)));
+    let passing: Vec<_> = serving.passthrough.iter().flat_map(|rule| rule.sni.clone()).collect();
+    assert_eq!(passing, ["e.com"]);
+    let (reason, message) = refused(&output, "Gateway app/late");
+    assert_eq!(reason, "Conflicted");
+    assert!(message.contains("b.com"), "{message}");
+    assert!(output.credentials.is_empty() && output.named_secrets.is_empty());
+}
+
+// spec: GW-058
+#[test]
+fn names_pass_through_where_their_own_server_says_so_alone() {
+    let servers = [
+        server("TLS", 443, "'*.a.com'"),
+        ending("HTTPS", "x.a.com, '*.y.a.com'", "one", &files("one", "")),
+    ];
+    let l4 = format!(
+        "{{hosts: ['*.a.com'], gateways: [gw], tls: [{{match: [{{sniHosts: [x.a.com, z.y.a.com, '*.y.a.com', z.a.com, \
+         '*.a.com']}}], route: [{{destination: {{host: {ECHO}, port: {{number: 70}}}}}}]}}]}}"
+    );
+    let documents =
+        gateway("app/gw", 1, &servers.each_ref().map(String::as_str)) + &virtual_service("app", "v", 1, &l4);
+    let bundle = edge(&documents);
+    let Serves::Tls(serving) = &listener(&bundle, 443).serves else {
+        panic!("no TLS")
+    };
+    let mut passing: Vec<_> = serving.passthrough.iter().flat_map(|rule| rule.sni.clone()).collect();
+    passing.sort();
+    assert_eq!(passing, ["*.a.com", "z.a.com"]);
+}
+
+// spec: GW-024, GW-029
+#[test]
+fn https_without_rules_is_open_and_redirects_nobody() {
+    let redirecting = ending("HTTPS", "a.com", "one", &files("one", ", httpsRedirect: true"));
+    let bundle = edge(&gateway("app/gw", 1, &[&redirecting]));
+    let Serves::Tls(serving) = &listener(&bundle, 443).serves else {
+        panic!("no TLS")
+    };
+    assert!(matches!(&serving.terminated[0].inside, Inside::Http(hosts) if hosts.is_empty()));
+}
+
+// spec: GW-032, GW-035, GW-037, GW-044, GW-047, GW-115
+#[test]
+fn clients_are_verified_as_the_mode_says() {
+    let own = ", subjectAltNames: [one, two]";
+    let servers = [
+        ending(
+            "HTTPS",
+            "a.com",
+            "a",
+            &files("a", ", caCertificates: /ca, caCrl: /crl").replace("SIMPLE", "MUTUAL"),
+        ),
+        ending(
+            "HTTPS",
+            "b.com",
+            "b",
+            &format!("OPTIONAL_MUTUAL, credentialName: x{own}"),
+        ),
+        ending(
+            "HTTPS",
+            "c.com",
+            "c",
+            "MUTUAL, credentialName: x, caCertCredentialName: ca, minProtocolVersion: TLSV1_2",
+        ),
+        ending("HTTPS", "d.com", "d", &format!("ISTIO_MUTUAL{own}")),
+    ];
+    let defaults = "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256]}";
+    let documents = ingress() + &mesh(defaults) + &gateway("app/gw", 1, &servers.each_ref().map(String::as_str));
+    let output = render(&documents);
+    let bundle = bundle(&output, "edge/ingress");
+    let Serves::Tls(serving) = &listener(&bundle, 443).serves else {
+        panic!("no TLS")
+    };
+    let tls = |n: usize| &serving.terminated[n].tls;
+    let clients = |n: usize| tls(n).clients.clone().expect("verified");
+    let stem = |name: &str| weft_bundle::key::credential_stem("edge", name);
+    assert_eq!(clients(0).authorities, Authorities::File("/ca".into()));
+    assert_eq!((clients(0).crl.as_deref(), clients(0).optional), (Some("/crl"), false));
+    assert_eq!(clients(1).authorities, Authorities::Credential(stem("x")));
+    assert_eq!((clients(1).optional, clients(1).names.len()), (true, 2));
+    assert_eq!(clients(2).authorities, Authorities::Credential(stem("ca")));
+    assert_eq!((clients(3).authorities, clients(3).names.len()), (Authorities::Mesh, 2));
+    assert_eq!(tls(3).certificates, [Certificate::Workload]);
+    // What the mesh config says holds where a server says nothing, and not within the mesh.
+    let of = |n: usize| (tls(n).min, tls(n).ciphers.len());
+    assert_eq!(of(0), (TlsVersion::V1_3, 1));
+    assert_eq!(of(2), (TlsVersion::V1_2, 1));
+    assert_eq!(of(3), (TlsVersion::V1_2, 0));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    // spec: GW-058, GW-061, DLV-025
+    #[test]
+    fn whatever_servers_share_a_port_of_tls_a_proxy_can_load_it(
+        gateways in proptest::collection::vec(proptest::collection::vec((0usize..6, 0usize..4, 0usize..6), 1..4), 1..4),
+        names in proptest::collection::vec(0usize..6, 1..5),
+    ) {
+        const HOSTS: [&str; 6] = ["'*'", "'*.a.com'", "x.a.com", "'*.x.a.com'", "y.x.a.com", "b.com"];
+        const MODES: [(&str, &str); 4] = [
+            ("TLS", "PASSTHROUGH"),
+            ("HTTPS", "SIMPLE, credentialName: one"),
+            ("TLS", "MUTUAL, credentialName: two"),
+            ("HTTPS", "ISTIO_MUTUAL"),
+        ];
+        let mut documents = ingress();
+        for (g, servers) in gateways.iter().enumerate() {
+            let server = |(n, (host, mode, other)): (usize, &(usize, usize, usize))| {
+                let (protocol, settings) = MODES[*mode];
+                let hosts = format!("{}, {}", HOSTS[*host], HOSTS[*other]);
+                ending(protocol, &hosts, &n.to_string(), settings)
+            };
+            let servers: Vec<String> = servers.iter().enumerate().map(server).collect();
+            let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+            documents += &gateway(&format!("app/gw{g}"), 1, &servers);
+        }
+        let names: Vec<&str> = names.iter().map(|n| HOSTS[*n]).collect();
+        let to = format!("route: [{{destination: {{host: {ECHO}, port: {{number: 70}}}}}}]");
+        let rules = format!(
+            "{{hosts: [{0}], gateways: [gw0, gw1, gw2], http: [{{{to}}}], tcp: [{{{to}}}], tls: [{{match: [{{sniHosts: [{0}]}}], {to}}}]}}",
+            names.join(", ")
+        );
+        documents += &virtual_service("app", "v", 1, &rules);
+        // Panics where something cannot be rendered, or loaded once it is.
+        let output = render(&documents);
+        let bundle = bundle(&output, "edge/ingress");
+        for listener in &bundle.listeners {
+            let Serves::Tls(serving) = &listener.serves else { continue };
+            let own = serving.terminated.iter().flat_map(|server| server.sni.clone());
+            let mut all: Vec<String> = own.chain(serving.passthrough.iter().flat_map(|rule| rule.sni.clone())).collect();
+            let count = all.len();
+            all.sort();
+            all.dedup();
+            proptest::prop_assert_eq!(all.len(), count);
+        }
+    }
 }

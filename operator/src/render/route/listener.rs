@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_bundle::key::Template;
 use weft_bundle::wire::{
-    Action, Destination, HeaderOps, Listener, Match, Origin, Redirect, RedirectPort, Rewrite, Rule, Serves,
-    StringMatch, TlsRule, TlsServing, VirtualHost,
+    Action, Destination, HeaderOps, Inside, Listener, Match, Origin, Redirect, RedirectPort, Rewrite, Rule, Serves,
+    StringMatch, TlsRule, TlsServer, TlsServing, VirtualHost,
 };
 use weft_crds::validate::host;
 
@@ -47,10 +47,16 @@ impl Place<'_> {
     /// `None` where nothing is to be served, so that the port stays closed (GW-068).
     fn serves(&mut self, port: &Port<'_>, tables: &mut Tables) -> Option<Serves> {
         match port.class {
-            Class::Http => Some(Serves::Http(self.virtual_hosts(port, tables))),
-            Class::Passthrough => {
-                let passthrough = self.server_names(port);
-                (!passthrough.is_empty()).then_some(Serves::Tls(TlsServing { passthrough }))
+            Class::Http => {
+                let place = port.number.to_string();
+                Some(Serves::Http(self.virtual_hosts(&port.servers, &place, tables)))
+            }
+            Class::Tls => {
+                let serving = TlsServing {
+                    passthrough: self.server_names(port),
+                    terminated: self.terminated(port, tables),
+                };
+                (serving != TlsServing::default()).then_some(Serves::Tls(serving))
             }
             Class::Tcp => self.opaque(&port.servers[0]).map(Serves::Tcp),
         }
@@ -74,9 +80,9 @@ impl Place<'_> {
     }
 
     /// Names with their rules: those of all VirtualServices that serve a name, one behind the other (VS-017, GW-060).
-    fn virtual_hosts(&mut self, port: &Port<'_>, tables: &mut Tables) -> Vec<VirtualHost> {
+    fn virtual_hosts(&mut self, servers: &[Server<'_>], place: &str, tables: &mut Tables) -> Vec<VirtualHost> {
         let mut names: BTreeMap<String, Named> = BTreeMap::new();
-        for server in &port.servers {
+        for server in servers {
             self.client.gateway = Some(server.id());
             for (candidate, served) in self.bound(server) {
                 let Some(rules) = self.client.rules(candidate.service, server.number) else {
@@ -98,7 +104,7 @@ impl Place<'_> {
         }
         let mut by_table: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, named) in names {
-            if let Some(table) = named.table(port.number, &name, tables) {
+            if let Some(table) = named.table(place, &name, tables) {
                 by_table.entry(table).or_default().push(name);
             }
         }
@@ -106,11 +112,37 @@ impl Place<'_> {
         by_table.into_iter().map(host).collect()
     }
 
+    /// Servers at which TLS ends: each with its own names and rules (GW-057, GW-065, GW-069).
+    fn terminated(&mut self, port: &Port<'_>, tables: &mut Tables) -> Vec<TlsServer> {
+        let mut out = Vec::new();
+        for (n, server) in port.servers.iter().enumerate() {
+            let Some(tls) = server.termination(self.client.shared, &self.client.inputs.namespace) else {
+                continue;
+            };
+            let inside = if server.is_https() {
+                let place = format!("{}:{n}", port.number);
+                let hosts = self.virtual_hosts(std::slice::from_ref(server), &place, tables);
+                Some(Inside::Http(hosts))
+            } else {
+                self.opaque(server).map(Inside::Tcp)
+            };
+            let names: BTreeSet<String> = server.hosts().collect();
+            out.extend(inside.map(|inside| TlsServer {
+                sni: names.into_iter().collect(),
+                tls,
+                inside,
+            }));
+        }
+        out
+    }
+
     /// Rules for TLS that passes through, the most specific name first (VS-163, VS-166, VS-167, GW-058).
     fn server_names(&mut self, port: &Port<'_>) -> Vec<TlsRule> {
         let mut taken: BTreeSet<String> = BTreeSet::new();
         let mut out: Vec<(usize, TlsRule)> = Vec::new();
-        for server in &port.servers {
+        let (shared, namespace) = (self.client.shared, &self.client.inputs.namespace);
+        let passes = |server: &&Server<'_>| server.termination(shared, namespace).is_none();
+        for server in port.servers.iter().filter(passes) {
             self.client.gateway = Some(server.id());
             for (Candidate { service, .. }, _) in self.bound(server) {
                 let own = namespace_of(service);
@@ -122,7 +154,8 @@ impl Place<'_> {
                             continue;
                         }
                         let wanted: Vec<String> = condition.sni_hosts.iter().map(|s| s.to_ascii_lowercase()).collect();
-                        let sni = intersection(&allowed, &wanted);
+                        let mut sni = intersection(&allowed, &wanted);
+                        sni.retain(|name| is_chosen(port, server, name));
                         // One name that is taken makes the whole element void.
                         if sni.iter().any(|name| taken.contains(name)) {
                             continue;
@@ -163,6 +196,16 @@ impl Place<'_> {
     }
 }
 
+/// Whether a server name chooses a server of the port, by the most specific of the hosts that cover it (GW-058).
+fn is_chosen(port: &Port<'_>, server: &Server<'_>, name: &str) -> bool {
+    let best = |server: &Server<'_>| {
+        let covering = server.hosts().filter(|host| host::covers(host, name));
+        covering.map(|host| rank(&host)).max()
+    };
+    let own = best(server);
+    port.servers.iter().all(|other| best(other) <= own)
+}
+
 /// What a name leads to.
 #[derive(Default)]
 struct Named {
@@ -190,10 +233,10 @@ impl Named {
     }
 
     /// Names the table of it all.
-    fn table(self, port: u16, name: &str, tables: &mut Tables) -> Option<String> {
+    fn table(self, place: &str, name: &str, tables: &mut Tables) -> Option<String> {
         if let Some(origin) = self.redirect {
             let base = format!("{}/{}:redirect", origin.namespace, origin.name);
-            let here = format!("{base}:{port}");
+            let here = format!("{base}:{place}");
             return tables.add(origin, &[base, here], vec![to_https()]);
         }
         let origin = self.parts.first()?.0.clone();
@@ -209,7 +252,7 @@ impl Named {
         let (last, mut rules): (Vec<Rule>, Vec<Rule>) = all.partition(is_catch_all);
         rules.extend(last);
         let base = format!("{}/{}", origin.namespace, origin.name);
-        let by_port = format!("{base}:{port}");
+        let by_port = format!("{base}:{place}");
         let by_name = format!("{by_port}:{name}");
         tables.add(origin, &[base, by_port, by_name], rules)
     }

@@ -1,0 +1,345 @@
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use weft_bundle::wire::{Certificate, Serves, TlsSettings};
+
+use super::*;
+use crate::render::stage::{STAGE, bundle, rule};
+use crate::render::{ObjectReport, Renderer};
+use crate::world::read::{Read, object};
+use crate::world::{Event, Kind, Object, Settings, Store};
+
+const GATEWAY: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: edge}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ingress, namespace: edge}
+spec: {template: {metadata: {labels: {istio: in, sidecar.istio.io/inject: 'true'}, annotations: {inject.istio.io/templates: gateway}}, spec: {containers: [{name: istio-proxy, image: auto}]}}}
+";
+
+/// An authority that signs and revokes.
+fn authority() -> (String, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().expect("key");
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let pem = params.self_signed(&key).expect("root").pem();
+    (pem, Issuer::new(params, key))
+}
+
+fn pair(name: &str) -> (String, String) {
+    let key = KeyPair::generate().expect("key");
+    let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+    (params.self_signed(&key).expect("leaf").pem(), key.serialize_pem())
+}
+
+/// A Gateway `app/gw` whose servers end TLS as these settings say.
+fn gateway(age: u32, name: &str, settings: &[&str]) -> String {
+    let server = |(n, settings): (usize, &&str)| {
+        format!(
+            "{{port: {{number: 443, name: https-{n}, protocol: HTTPS}}, hosts: [h{n}.{name}.com], tls: {{{settings}}}}}"
+        )
+    };
+    let servers: Vec<_> = settings.iter().enumerate().map(server).collect();
+    let spec = format!("{{selector: {{istio: in}}, servers: [{}]}}", servers.join(", "));
+    rule("app", name, age, &spec).replace("DestinationRule", "Gateway")
+}
+
+/// What a Secret holds; `None`: it is not there.
+type Held<'a> = Option<&'a [(&'a str, &'a str)]>;
+
+struct Stage {
+    store: Store,
+    renderer: Renderer,
+    documents: String,
+}
+
+impl Stage {
+    fn new(gateways: &str) -> Self {
+        let this = Self {
+            store: Store::new(Settings::default()),
+            renderer: Renderer::new(),
+            documents: format!("{STAGE}\n---\n{GATEWAY}{gateways}"),
+        };
+        this.with(Settings::default())
+    }
+
+    fn with(mut self, settings: Settings) -> Self {
+        self.store = Store::new(settings);
+        for document in self.documents.split("\n---\n").filter(|text| !text.trim().is_empty()) {
+            let value: serde_json::Value = serde_yaml::from_str(document).expect("YAML");
+            let Read::Object(object) = object(&value, "weft-system").expect("readable") else {
+                panic!("of no use: {document}");
+            };
+            self.store.apply(Event::Apply(object));
+        }
+        self
+    }
+
+    /// A Secret; without files it is known not to be there.
+    fn secret(&mut self, id: &str, files: Held<'_>) -> &mut Self {
+        let (namespace, name) = id.split_once('/').expect("namespace/name");
+        let bytes = |(name, text): &(&str, &str)| ((*name).to_owned(), text.as_bytes().to_vec());
+        self.store.apply(Event::Apply(Object::Secret {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            content: files.map(|files| {
+                Arc::new(Credential {
+                    files: files.iter().map(bytes).collect(),
+                })
+            }),
+        }));
+        self
+    }
+
+    fn render(&mut self) -> Output {
+        let output = self.renderer.render(&self.store.world());
+        assert!(output.failures.is_empty(), "{:?}", output.failures);
+        output
+    }
+}
+
+fn credentials(output: &Output) -> &RenderedCredentials {
+    let mut all = output.credentials.iter();
+    let (reference, rendered) = all.next().expect("of the gateway");
+    assert!(all.next().is_none() && reference.namespace == "edge");
+    rendered
+}
+
+/// Text of a file of the copy.
+fn file(output: &Output, name: &str, ending: &str) -> Option<String> {
+    let name = format!("{}.{ending}", credential_stem("edge", name));
+    let mut shards = credentials(output).shards.iter();
+    let bytes = shards.find_map(|shard| shard.get(&name))?;
+    Some(String::from_utf8(bytes.clone()).expect("text"))
+}
+
+fn unresolved(output: &Output) -> Option<(&'static str, String)> {
+    let of = |(reference, _): &(&ObjectRef, &ObjectReport)| reference.kind == Kind::Gateway;
+    let (_, report) = output.reports.iter().find(of).expect("reported");
+    assert_eq!(report.refused, None);
+    report.unresolved.clone()
+}
+
+// spec: GW-040, GW-041, GW-114, DLV-150, DLV-152
+#[test]
+fn secrets_of_the_gateways_namespace_are_copied_under_names_of_their_own() {
+    let ((one, one_key), (two, two_key)) = (pair("one"), pair("two"));
+    let mut stage = Stage::new(&gateway(
+        1,
+        "gw",
+        &[
+            "mode: SIMPLE, credentialName: plain",
+            "mode: SIMPLE, credentialName: 'kubernetes://both'",
+            "mode: SIMPLE, credentialName: plain",
+        ],
+    ));
+    let plain: &[(&str, &str)] = &[
+        ("tls.crt", &one),
+        ("tls.key", &one_key),
+        ("tls.ocsp-staple", "s"),
+        ("x", "y"),
+    ];
+    let both: &[(&str, &str)] = &[
+        ("tls.crt", &one),
+        ("tls.key", &one_key),
+        ("cert", &two),
+        ("key", &two_key),
+    ];
+    stage
+        .secret("edge/plain", Some(plain))
+        .secret("edge/both", Some(both))
+        .secret("app/plain", Some(both))
+        .secret("edge/other", Some(plain));
+    let output = stage.render();
+    let named = [("edge", "both"), ("edge", "plain")].map(|(ns, n)| (ns.to_owned(), n.to_owned()));
+    assert_eq!(output.named_secrets, BTreeSet::from(named));
+    assert_eq!(unresolved(&output), None);
+    assert_eq!(file(&output, "plain", "crt").as_ref(), Some(&one));
+    assert_eq!(file(&output, "plain", "key").as_ref(), Some(&one_key));
+    assert_eq!(file(&output, "plain", "ocsp").as_deref(), Some("s"));
+    assert_eq!(file(&output, "both", "crt").as_ref(), Some(&two), "`cert` comes first");
+    assert_eq!(file(&output, "both", "key").as_ref(), Some(&two_key));
+    assert_eq!(file(&output, "plain", "ca"), None);
+    let rendered = credentials(&output);
+    assert_eq!(rendered.shards.len(), 1);
+    assert_eq!(rendered.shards[0].len(), 6, "five files and the index: {rendered:?}");
+    let index = String::from_utf8(rendered.shards[0][&credentials_index(0)].clone()).expect("text");
+    let listed: Vec<_> = index.lines().collect();
+    assert_eq!(
+        listed,
+        [credential_stem("edge", "plain"), credential_stem("edge", "both")]
+    );
+    // The configuration knows names alone, and what prints anything shows no key.
+    let Serves::Tls(tls) = &bundle(&output, "edge/ingress").listeners[0].serves else {
+        panic!("no TLS");
+    };
+    let settings = |n: usize| -> &TlsSettings { &tls.terminated[n].tls };
+    let credential = |name: &str| [Certificate::Credential(credential_stem("edge", name))];
+    assert_eq!(settings(0).certificates, credential("plain"));
+    assert_eq!(settings(1).certificates, credential("both"));
+    let line = one_key.lines().nth(1).expect("of a key");
+    let printed = format!("{:?} {:?}", stage.store.world(), output);
+    assert!(!printed.contains(line) && !printed.contains("PRIVATE KEY"));
+    let bytes = format!("{:?}", one_key.as_bytes());
+    assert!(!printed.contains(&bytes[1..60]));
+    for config in output.configs.values() {
+        for content in config.shards.iter().flat_map(|shard| shard.values()) {
+            assert!(!String::from_utf8_lossy(content).contains("PRIVATE KEY"));
+        }
+    }
+}
+
+// spec: GW-042, BYD-066, DLV-153
+#[test]
+fn what_is_missing_or_malformed_is_left_out_and_told() {
+    let (good, bad) = (pair("good"), pair("bad"));
+    let mut stage = Stage::new(&gateway(
+        1,
+        "gw",
+        &[
+            "mode: SIMPLE, credentialName: good",
+            "mode: SIMPLE, credentialName: bad",
+        ],
+    ));
+    stage.secret("edge/good", Some(&[("cert", &good.0), ("key", &good.1)]));
+    let output = stage.render();
+    assert!(!credentials(&output).is_complete, "nothing is known of the other one");
+    assert_eq!(unresolved(&output), None);
+    let crossed: &[(&str, &str)] = &[("cert", &bad.0), ("key", &good.1)];
+    let cases: [(Held<'_>, &str, &str); 6] = [
+        (None, "SecretNotFound", "edge/bad"),
+        (Some(&[]), "SecretInvalid", "neither tls.crt"),
+        (
+            Some(&[("tls.crt", &bad.0), ("key", &bad.1)]),
+            "SecretInvalid",
+            "neither tls.crt",
+        ),
+        (
+            Some(&[("tls.crt", "x"), ("tls.key", &bad.1)]),
+            "SecretInvalid",
+            "no good tls.crt",
+        ),
+        (
+            Some(&[("tls.crt", &bad.0), ("tls.key", "x")]),
+            "SecretInvalid",
+            "no good tls.key",
+        ),
+        (Some(crossed), "SecretInvalid", "not that of cert"),
+    ];
+    for (files, reason, word) in cases {
+        let output = stage.secret("edge/bad", files).render();
+        let (told, message) = unresolved(&output).expect("told");
+        assert!(told == reason && message.contains(word), "{told} {message}");
+        assert!(credentials(&output).is_complete);
+        assert_eq!(file(&output, "good", "crt").as_ref(), Some(&good.0));
+        assert_eq!((file(&output, "bad", "crt"), file(&output, "bad", "key")), (None, None));
+        let index = &credentials(&output).shards[0][&credentials_index(0)];
+        let index = String::from_utf8_lossy(index).into_owned();
+        assert!(index.contains(&credential_stem("edge", "bad")), "so that proxies know");
+    }
+    let before = credentials(&stage.render()).revision.clone();
+    let output = stage
+        .secret("edge/bad", Some(&[("tls.crt", &bad.0), ("tls.key", &bad.1)]))
+        .render();
+    assert_eq!(unresolved(&output), None);
+    assert_eq!(file(&output, "bad", "key").as_ref(), Some(&bad.1));
+    assert_ne!(credentials(&output).revision, before);
+}
+
+// spec: GW-041, GW-044
+#[test]
+fn authorities_come_from_the_secret_or_from_the_one_beside_it() {
+    let (own, key) = pair("own");
+    let ((first, issuer), (second, _), (third, _)) = (authority(), authority(), authority());
+    let now = rcgen::date_time_ymd(2026, 1, 1);
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now,
+        next_update: rcgen::date_time_ymd(2046, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer).expect("a list").pem().expect("PEM");
+    let mut stage = Stage::new(&gateway(
+        1,
+        "gw",
+        &[
+            "mode: MUTUAL, credentialName: a",
+            "mode: OPTIONAL_MUTUAL, credentialName: b, caCertCredentialName: c",
+        ],
+    ));
+    let with = |more: &[(&'static str, String)]| -> Vec<(String, String)> {
+        let pair = [("tls.crt", own.clone()), ("tls.key", key.clone())];
+        pair.iter()
+            .chain(more)
+            .map(|(name, text)| ((*name).to_owned(), text.clone()))
+            .collect()
+    };
+    let put = |stage: &mut Stage, id: &str, files: &[(String, String)]| {
+        let files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+        stage.secret(id, Some(&files));
+    };
+    put(
+        &mut stage,
+        "edge/a",
+        &with(&[("ca.crt", first.clone()), ("ca.crl", list.clone())]),
+    );
+    put(&mut stage, "edge/b", &with(&[("ca.crt", first.clone())]));
+    put(&mut stage, "edge/c", &[("cacert".to_owned(), third.clone())]);
+    stage.secret("edge/a-cacert", None);
+    let output = stage.render();
+    let named: Vec<_> = output.named_secrets.iter().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(named, ["a", "a-cacert", "b", "c"]);
+    assert_eq!(unresolved(&output), None);
+    assert_eq!(file(&output, "a", "ca").as_ref(), Some(&first));
+    assert_eq!(file(&output, "a", "crl").as_ref(), Some(&list));
+    assert_eq!(
+        (file(&output, "b", "ca"), file(&output, "c", "ca")),
+        (None, Some(third))
+    );
+    put(&mut stage, "edge/a-cacert", &[("ca.crt".to_owned(), second.clone())]);
+    let output = stage.render();
+    assert_eq!(file(&output, "a", "ca").as_ref(), Some(&second), "the one beside it");
+    assert_eq!(file(&output, "a", "crl"), None);
+    put(&mut stage, "edge/c", &[("x".to_owned(), String::new())]);
+    let (reason, message) = unresolved(&stage.render()).expect("told");
+    assert!(reason == "SecretInvalid" && message.contains("edge/c"), "{message}");
+}
+
+// spec: DLV-155
+#[test]
+fn credentials_of_the_oldest_gateways_are_kept_where_not_all_fit() {
+    let pairs = [pair("a"), pair("b"), pair("c")];
+    let mut settings = Settings::default();
+    // Room for one in each of two Secrets.
+    settings.limits.shard = pairs
+        .iter()
+        .map(|(chain, key)| chain.len() + key.len() + 100)
+        .max()
+        .unwrap_or(0);
+    settings.limits.credential_shards = 2;
+    let names = ["a", "b", "c"].map(|name| format!("mode: SIMPLE, credentialName: {name}"));
+    let gateways =
+        gateway(1, "young", &[&names[0]]) + &gateway(3, "oldest", &[&names[1]]) + &gateway(2, "old", &[&names[2]]);
+    let mut stage = Stage::new(&gateways).with(settings);
+    for (name, (chain, key)) in ["a", "b", "c"].iter().zip(&pairs) {
+        stage.secret(&format!("edge/{name}"), Some(&[("tls.crt", chain), ("tls.key", key)]));
+    }
+    let output = stage.render();
+    let has = |name: &str| file(&output, name, "crt").is_some() && file(&output, name, "key").is_some();
+    assert_eq!((has("a"), has("b"), has("c")), (false, true, true));
+    assert_eq!(credentials(&output).shards.len(), 2);
+    let told = |name: &str| {
+        let of =
+            |(reference, _): &(&ObjectRef, &ObjectReport)| reference.kind == Kind::Gateway && reference.name == name;
+        let (_, report) = output.reports.iter().find(of).expect("reported");
+        report.unresolved.as_ref().map(|(reason, _)| *reason)
+    };
+    assert_eq!(
+        (told("young"), told("oldest"), told("old")),
+        (Some("BundleTooLarge"), None, None)
+    );
+}
