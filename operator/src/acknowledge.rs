@@ -36,6 +36,8 @@ pub struct Target {
     pub endpoints: String,
     /// First 12 hex digits of the SHA-256 of the trust bundle (DLV-104).
     pub trust: String,
+    /// Of a gateway that names credentials, their revision (DLV-153).
+    pub credentials: Option<String>,
 }
 
 /// Namespace and name of a pod.
@@ -362,6 +364,7 @@ struct Answer {
     #[serde(default)]
     active: Active,
     trust: Option<String>,
+    credentials: Option<String>,
 }
 
 impl Answer {
@@ -370,6 +373,9 @@ impl Answer {
             && self.active.ep.as_deref() == Some(&target.endpoints)
             // One that does not tell is not held to it.
             && self.trust.as_ref().is_none_or(|trust| *trust == target.trust)
+            && target.credentials.as_ref().is_none_or(|wanted| {
+                self.credentials.as_ref().is_none_or(|credentials| credentials == wanted)
+            })
     }
 }
 

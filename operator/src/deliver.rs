@@ -3,7 +3,7 @@
 //! Deciding is pure: [`Plan`] compares what is wanted with what the watches have shown. Only differences are written,
 //! by server-side apply (DLV-002, DLV-009), and endpoints before the configuration that refers to them (DLV-101).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use weft_bundle::key::{MANAGED_LABEL, REVISION_LABEL, config_name, endpoints_name};
+use weft_bundle::key::{MANAGED_LABEL, REVISION_LABEL, config_name, credentials_name, endpoints_name};
 use weft_bundle::pack::Files;
 
 use crate::leaving::Endpoints;
@@ -26,6 +26,8 @@ use crate::render::Output;
 pub const MANAGER: &str = "weft-operator";
 /// Type of the Secrets with identities (ID-022).
 pub const IDENTITY_TYPE: &str = "weft.dev/key-and-cert";
+/// Type of the Secrets with credentials (DLV-150).
+pub const CREDENTIALS_TYPE: &str = "weft.dev/credentials";
 /// ConfigMap with the trust bundle in each meshed namespace (DLV-005).
 pub const ROOTS_NAME: &str = "weft-ca-root-cert";
 /// Key of the trust bundle in it.
@@ -196,6 +198,40 @@ pub fn config_maps(
     all
 }
 
+/// The Secrets with credentials that a rendering asks for; and those that stay as they are, because it is not known yet
+/// what one of their sources holds.
+#[must_use]
+pub fn credentials(
+    output: &Output,
+    revision: &str,
+    anchor: Option<&OwnerReference>,
+) -> (BTreeMap<Place, Content>, BTreeSet<Place>) {
+    let mut all = BTreeMap::new();
+    let mut undecided = BTreeSet::new();
+    for (reference, rendered) in &output.credentials {
+        for (n, files) in rendered.shards.iter().enumerate() {
+            let place = Place {
+                resource: Resource::Secret,
+                namespace: reference.namespace.clone(),
+                name: credentials_name(&reference.key, n),
+            };
+            if !rendered.is_complete {
+                undecided.insert(place);
+                continue;
+            }
+            let content = Content {
+                files: files.clone(),
+                labels: labels(revision),
+                annotations: BTreeMap::new(),
+                owners: anchor.cloned().into_iter().collect(),
+                secret_type: Some(CREDENTIALS_TYPE.to_owned()),
+            };
+            all.insert(place, content);
+        }
+    }
+    (all, undecided)
+}
+
 /// One write.
 #[derive(Debug, Clone)]
 pub struct Write {
@@ -278,7 +314,7 @@ impl Unused {
 /// What this module renders; anything else with the label is left alone.
 fn is_rendered(place: &Place, content: &Content) -> bool {
     match place.resource {
-        Resource::Secret => content.secret_type.as_deref() == Some(IDENTITY_TYPE),
+        Resource::Secret => matches!(content.secret_type.as_deref(), Some(IDENTITY_TYPE | CREDENTIALS_TYPE)),
         Resource::ConfigMap => {
             place.name == ROOTS_NAME || place.name.starts_with("weft-cfg-") || place.name.starts_with("weft-ep-")
         }

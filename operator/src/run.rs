@@ -64,6 +64,8 @@ pub struct Operator {
     unused: Unused,
     anchor: Option<OwnerReference>,
     waiting: BTreeSet<&'static str>,
+    secrets: source::NamedSecrets,
+    tell: Option<mpsc::WeakSender<Event>>,
     is_dirty: bool,
     is_rendered: bool,
     pause: Duration,
@@ -127,6 +129,8 @@ impl Operator {
             unused: Unused::default(),
             anchor: None,
             waiting: BTreeSet::new(),
+            secrets: source::NamedSecrets::default(),
+            tell: None,
             is_dirty: true,
             is_rendered: false,
             pause: FIRST_RETRY,
@@ -137,6 +141,8 @@ impl Operator {
     pub async fn run(mut self) {
         let (tell, mut told) = mpsc::channel(CHANNEL);
         self.waiting = source::start(&self.client, &self.settings, &tell).into_iter().collect();
+        // Held weakly, so that the channel ends with the watches.
+        self.tell = Some(tell.downgrade());
         drop(tell);
         let mut leads = self.leads.clone();
         let mut pending = Collected::default();
@@ -189,6 +195,9 @@ impl Operator {
     fn take(&mut self, event: Event) -> bool {
         match event {
             Event::World(event) => {
+                if !self.is_of_interest(&event) {
+                    return false;
+                }
                 let changed = self.store.apply(event);
                 self.is_dirty |= changed;
                 changed
@@ -228,6 +237,30 @@ impl Operator {
                 self.waiting.remove(name);
                 self.waiting.is_empty()
             }
+        }
+    }
+
+    /// Of a Secret that is watched no more something may still be on the way.
+    fn is_of_interest(&self, event: &world::Event) -> bool {
+        match event {
+            world::Event::Apply(object @ Object::Secret { .. }) => self.secrets.has(&object.reference()),
+            _ => true,
+        }
+    }
+
+    /// Watches the Secrets that Gateways name now.
+    fn follow_secrets(&mut self) {
+        let Some(tell) = self.tell.as_ref().and_then(mpsc::WeakSender::upgrade) else {
+            return;
+        };
+        let named = &self.output.named_secrets;
+        for (namespace, name) in self.secrets.follow(&self.client, named, &tell) {
+            let reference = ObjectRef {
+                kind: Kind::Secret,
+                namespace,
+                name,
+            };
+            self.store.apply(world::Event::Delete(reference));
         }
     }
 
@@ -289,6 +322,7 @@ impl Operator {
             self.output = Arc::new(self.renderer.render(&world));
             self.is_dirty = false;
             self.is_rendered = true;
+            self.follow_secrets();
             self.metrics.rendered(begun.elapsed(), &self.output);
             for failure in &self.output.failures {
                 let key = failure.key.as_deref().unwrap_or("endpoints");
@@ -339,6 +373,9 @@ impl Operator {
             &self.settings.revision,
             self.anchor.as_ref(),
         ));
+        let (credentials, undecided) =
+            deliver::credentials(&self.output, &self.settings.revision, self.anchor.as_ref());
+        wanted.extend(credentials);
         // What is on its way out takes no new objects.
         let is_ending = |name: &str| {
             world
@@ -347,7 +384,7 @@ impl Operator {
                 .is_none_or(|n| n.metadata.deletion_timestamp.is_some())
         };
         wanted.retain(|place, _| !is_ending(&place.namespace));
-        let asked: BTreeSet<Place> = wanted.keys().cloned().collect();
+        let asked: BTreeSet<Place> = wanted.keys().cloned().chain(undecided).collect();
         let plan = Plan::new(wanted, &self.present);
         let mut is_written = true;
         if !plan.is_empty() {
@@ -591,6 +628,10 @@ impl Operator {
                     config: self.output.configs.get(&reference)?.revision.clone(),
                     endpoints: endpoints.get(namespace)?.revision.clone(),
                     trust: trust.clone(),
+                    credentials: self.output.credentials.get(&reference).and_then(|credentials| {
+                        let is_known = credentials.is_complete;
+                        is_known.then(|| credentials.revision.clone())
+                    }),
                 };
                 Some(((namespace.clone(), name.clone()), target))
             })

@@ -3,7 +3,7 @@
 //! A watch never ends. What is not there after a new list is reported as deleted; a kind whose CRD is missing counts
 //! as empty and is asked for again every [`MISSING_KIND`] (OPS-032).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use weft_bundle::key::{DEFAULT_REVISION, MANAGED_LABEL, TARGET_REV_ANNOTATION};
 use weft_crds::object::KINDS;
 
 use crate::world::read::mesh_object;
-use crate::world::{self, Object, ObjectRef, Settings};
+use crate::world::{self, Credential, Object, ObjectRef, Settings};
 
 /// What the operator is told of the cluster.
 #[derive(Debug)]
@@ -140,6 +140,81 @@ pub fn start(client: &Client, settings: &Settings, tell: &mpsc::Sender<Event>) -
         started.mesh(group, kind, versions[0]);
     }
     started.names
+}
+
+/// Watches of Secrets that Gateways name: one by one, because no others are of interest (DLV-147).
+#[derive(Debug, Default)]
+pub struct NamedSecrets(BTreeMap<Id, tokio::task::JoinHandle<()>>);
+
+impl NamedSecrets {
+    /// Watches these and no others; those that are watched no more.
+    pub fn follow(&mut self, client: &Client, named: &BTreeSet<Id>, tell: &mpsc::Sender<Event>) -> Vec<Id> {
+        let gone: Vec<Id> = self.0.keys().filter(|id| !named.contains(*id)).cloned().collect();
+        for id in &gone {
+            if let Some(task) = self.0.remove(id) {
+                task.abort();
+            }
+        }
+        for id in named {
+            if !self.0.contains_key(id) {
+                let task = tokio::spawn(follow_secret(client.clone(), id.clone(), tell.clone()));
+                self.0.insert(id.clone(), task);
+            }
+        }
+        gone
+    }
+
+    /// Whether a Secret is watched.
+    #[must_use]
+    pub fn has(&self, reference: &ObjectRef) -> bool {
+        let id = (reference.namespace.clone(), reference.name.clone());
+        self.0.contains_key(&id)
+    }
+}
+
+/// Tells what a Secret holds, and when it is not there.
+async fn follow_secret(client: Client, (namespace, name): Id, tell: mpsc::Sender<Event>) {
+    let api: Api<Secret> = Api::namespaced(client, &namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut stream = watcher(api, config).boxed();
+    let mut pause = FIRST_PAUSE;
+    // What was told last; nothing yet.
+    let mut told: Option<Option<Arc<Credential>>> = None;
+    let mut listed = None;
+    while let Some(event) = stream.next().await {
+        let content = match event {
+            Ok(watcher::Event::Init) => {
+                listed = None;
+                continue;
+            }
+            Ok(watcher::Event::InitApply(secret)) => {
+                listed = Some(Arc::new(Credential::of(&secret)));
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => listed.take(),
+            Ok(watcher::Event::Apply(secret)) => Some(Arc::new(Credential::of(&secret))),
+            Ok(watcher::Event::Delete(_)) => None,
+            Err(error) => {
+                tracing::warn!(namespace, name, %error, "watch of a Secret failed; it starts again");
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+        };
+        pause = FIRST_PAUSE;
+        if told.as_ref() == Some(&content) {
+            continue;
+        }
+        told = Some(content.clone());
+        let object = Object::Secret {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            content,
+        };
+        if tell.send(Event::World(world::Event::Apply(object))).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Name of an object of the installation: with the revision as a suffix unless that is the unnamed one.

@@ -417,6 +417,117 @@ async fn nothing_is_written_until_every_kind_is_listed_and_then_in_order() {
     assert_eq!(root[0].path, "/api/v1/namespaces/weft-system/secrets");
 }
 
+/// A gateway in a namespace, whose Gateway names a Secret.
+fn ingress(path: &str) -> Option<Response> {
+    let metadata = |name: &str| json!({"name": name, "namespace": "shop", "uid": "u1"});
+    Some(match path {
+        "/apis/apps/v1/deployments" => list(&[json!({"metadata": metadata("ingress"), "spec": {"selector": {},
+            "template": {"metadata": {
+                "labels": {"istio": "in", "weft.dev/inject": "true"},
+                "annotations": {"inject.istio.io/templates": "gateway"},
+            }, "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]}}}})]),
+        "/apis/networking.istio.io/v1/gateways" => list(&[json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": metadata("gw"),
+            "spec": {"selector": {"istio": "in"}, "servers": [{
+                "port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["a.com"],
+                "tls": {"mode": "SIMPLE", "credentialName": "cert"},
+            }]},
+        })]),
+        path => return shop(path),
+    })
+}
+
+/// A Secret with a certificate, made anew, and the certificate as the API writes it.
+fn certificate() -> (Value, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["a.com".to_owned()]).expect("parameters");
+    let encoded = |text: String| data_encoding::BASE64.encode(text.as_bytes());
+    let chain = encoded(params.self_signed(&key).expect("signed").pem());
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cert", "namespace": "shop"},
+        "data": {"tls.crt": chain, "tls.key": encoded(key.serialize_pem())}});
+    (secret, chain)
+}
+
+// spec: DLV-015, DLV-147, DLV-150, DLV-153, GW-042
+#[tokio::test]
+async fn a_secret_that_a_gateway_names_is_watched_by_name_and_copied_once_it_is_known() {
+    let ((first, first_chain), (second, second_chain)) = (certificate(), certificate());
+    let (tell, told) = watch::channel(0);
+    let (api, address) = Api::start(move |seen| {
+        let is_named = seen.path == "/api/v1/namespaces/shop/secrets" && seen.query.contains("metadata.name%3Dcert");
+        if is_named && seen.query.contains("watch=") {
+            let told = told.clone();
+            let (second, gone) = (event("MODIFIED", &second), event("DELETED", &second));
+            let when = move |step: i32, line: Bytes| {
+                let mut told = told.clone();
+                futures::stream::once(async move {
+                    let _ = told.wait_for(|now| *now >= step).await;
+                    Ok::<_, std::io::Error>(line)
+                })
+            };
+            let events = when(2, second).chain(when(3, gone)).chain(futures::stream::pending());
+            return Some(Response::new(Body::from_stream(events)));
+        }
+        if is_named {
+            return Some(match *told.borrow() {
+                0 => refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+                _ => list(std::slice::from_ref(&first)),
+            });
+        }
+        if seen.is_write() || seen.query.contains("watch=") {
+            None
+        } else {
+            ingress(&seen.path)
+        }
+    })
+    .await;
+    let operator = operator(address);
+    let copies = || -> Vec<Seen> {
+        let is_copy = |s: &Seen| s.path.starts_with("/api/v1/namespaces/shop/secrets/weft-tls-ingress-");
+        api.writes().into_iter().filter(is_copy).collect()
+    };
+    eventually("the configuration is written, and the Secret asked for in vain", || {
+        let is_config = |s: &Seen| s.path.contains("/configmaps/weft-cfg-ingress-");
+        let asked = api
+            .seen()
+            .into_iter()
+            .filter(|s| s.query.contains("metadata.name%3Dcert"));
+        api.writes().iter().any(is_config) && asked.count() > 1
+    })
+    .await;
+    // A copy of an operator before this one stays as it is.
+    assert!(copies().is_empty());
+    for (step, chain) in [(1, &first_chain), (2, &second_chain)] {
+        tell.send_replace(step);
+        eventually("the certificate is copied", || {
+            copies().iter().any(|s| s.body.to_string().contains(chain))
+        })
+        .await;
+    }
+    tell.send_replace(3);
+    eventually("what is gone leaves the copy", || {
+        let applied = |s: &Seen| s.content_type.contains("apply-patch");
+        let last = copies().into_iter().rfind(applied);
+        last.is_some_and(|s| !s.body.to_string().contains(&second_chain))
+    })
+    .await;
+    operator.abort();
+    for seen in copies().into_iter().filter(|s| s.content_type.contains("apply-patch")) {
+        assert_eq!(seen.method, Method::PATCH);
+        assert_eq!(seen.body["type"], "weft.dev/credentials");
+        assert_eq!(
+            seen.body.pointer("/metadata/labels/weft.dev~1managed"),
+            Some(&json!("true"))
+        );
+        assert!(seen.path.ends_with("-0"), "{}", seen.path);
+    }
+    let key = data_encoding::BASE64.encode(b"-----BEGIN PRIVATE KEY-----");
+    let has_key = |s: &Seen| s.body.to_string().contains(&key[..24]);
+    assert!(copies().iter().any(has_key));
+    let elsewhere = api.writes().into_iter().filter(|s| !s.path.contains("/secrets"));
+    assert_eq!(elsewhere.filter(has_key).count(), 0, "keys are in Secrets alone");
+}
+
 /// A proxy's status port.
 async fn proxy(answer: impl Fn() -> Response + Clone + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -482,6 +593,7 @@ fn target(address: SocketAddr, config: &str) -> Target {
         config: config.to_owned(),
         endpoints: "ep1".to_owned(),
         trust: "7".repeat(12),
+        credentials: None,
     }
 }
 
