@@ -55,8 +55,9 @@ fn serve(
     output: &Output,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
+    let scheme = if publish.port == 443 { "https" } else { "http" };
     output.note(&format!(
-        "{}/{}:{} is at http://{address}",
+        "{}/{}:{} is at {scheme}://{address}",
         publish.namespace, publish.service, publish.port
     ));
     let host = format!("{}.{}.svc.cluster.local", publish.service, publish.namespace);

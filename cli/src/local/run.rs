@@ -275,6 +275,9 @@ impl Run {
         self.plan_pods();
         self.update_services();
         self.rendered = self.renderer.render(&self.store.world());
+        if self.learn_absent_secrets() {
+            self.rendered = self.renderer.render(&self.store.world());
+        }
         self.report();
         self.issue();
         self.fill_contents();

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
-use weft_bundle::key::{TARGET_REV_ANNOTATION, config_name, endpoints_name, identity_name};
+use weft_bundle::key::{TARGET_REV_ANNOTATION, config_name, credentials_name, endpoints_name, identity_name};
 use weft_bundle::pack::Files;
 use weft_operator::identity::{self, SpiffeId};
 use weft_operator::render::ConfigRef;
 use weft_operator::trust;
+use weft_operator::world::{Event as WorldEvent, Object};
 
 use super::Run;
 use crate::local::acknowledge;
@@ -63,8 +64,26 @@ impl Run {
             .retain(|identity, _| self.rendered.identities.contains(identity));
     }
 
+    /// Tells the world which Secrets that Gateways name are not there; whether that is news.
+    pub(super) fn learn_absent_secrets(&mut self) -> bool {
+        let world = self.store.world();
+        let named = self.rendered.named_secrets.iter();
+        let absent: Vec<_> = named.filter(|id| !world.secrets.contains_key(*id)).cloned().collect();
+        for (namespace, name) in &absent {
+            let object = Object::Secret {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                content: None,
+            };
+            self.store.apply(WorldEvent::Apply(object));
+        }
+        !absent.is_empty()
+    }
+
     /// What the operator would write as ConfigMaps and Secrets.
     pub(super) fn fill_contents(&mut self) {
+        let is_copy = |kind: ContentKind, name: &str| kind == ContentKind::Secret && name.starts_with("weft-tls-");
+        self.contents.retain(|(kind, _, name), _| !is_copy(*kind, name));
         let mut put = |kind, namespace: &str, name: String, files: Files| {
             self.contents.insert((kind, namespace.to_owned(), name), files);
         };
@@ -82,6 +101,16 @@ impl Run {
             for (n, files) in endpoints.shards.iter().enumerate() {
                 let name = endpoints_name(&self.inject.revision, namespace, n);
                 put(ContentKind::ConfigMap, namespace, name, Files::clone(files));
+            }
+        }
+        for (ConfigRef { namespace, key }, credentials) in &self.rendered.credentials {
+            for (n, files) in credentials.shards.iter().enumerate() {
+                put(
+                    ContentKind::Secret,
+                    namespace,
+                    credentials_name(key, n),
+                    Files::clone(files),
+                );
             }
         }
         let roots = trust::bundle(self.authority.roots_pem(), &self.store.world().mesh);
