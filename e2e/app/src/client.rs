@@ -167,6 +167,11 @@ impl Failure {
 
 fn word(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as Kind;
+    // An alert comes with the first read where the handshake is over before the server has judged it.
+    let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+    if is_tls {
+        return "tls";
+    }
     match error.kind() {
         Kind::ConnectionRefused => "refused",
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => "reset",

@@ -2,6 +2,7 @@
 
 mod agent;
 mod case;
+mod credential;
 mod expand;
 mod headers;
 mod judge;

@@ -11,11 +11,11 @@ use tokio::time::{sleep, timeout};
 
 use crate::agent::{self, Agents, Seen};
 use crate::case::{Area, Request, Scenario};
-use crate::expand;
 use crate::judge::{Difference, Judge};
 use crate::local::Mesh;
 use crate::outcome::Outcome;
 use crate::stage::Places;
+use crate::{credential, expand};
 
 /// How scenarios are played.
 #[derive(Debug, Clone)]
@@ -109,6 +109,7 @@ async fn play(mesh: &Mesh, scenario: &Scenario, settings: &Settings) -> Result<V
     let mut objects = scenario.manifests.clone();
     for object in &mut objects {
         expand::manifest(object, &mesh.places)?;
+        credential::fill(object)?;
     }
     // An object that is refused keeps its last form: those of the scenario before must be gone.
     mesh.apply(&[]).await?;
@@ -272,15 +273,15 @@ fn job(request: &Request, places: &Places, run: &str) -> Result<Value> {
     if request.observed.get("closed_after_answer").is_some() {
         job["watch_ms"] = WATCH_MS.into();
     }
-    anyhow::ensure!(
-        request.client_cert.is_none(),
-        "the stage has no client certificates yet"
-    );
+    if let Some(word) = &request.client_cert {
+        job["identity"] = json!(credential::client(word)?);
+    }
     if let Some(via) = &request.via {
         let address = places.service_address(GATEWAY);
         let address = address.with_context(|| format!("the stage has no {via} yet"))?;
         let port = request.via_port.or_else(|| opaque_port(&request.to));
-        let is_tls = request.to.starts_with("https:") || request.to.starts_with("h2:");
+        let is_tls = ["https:", "h2:"].iter().any(|scheme| request.to.starts_with(scheme));
+        let is_tls = is_tls || request.to.contains(":443/");
         let port = port.unwrap_or(if is_tls { 443 } else { 80 });
         job["connect"] = format!("{address}:{port}").into();
     }
