@@ -213,7 +213,10 @@ pub fn unknown_variables() -> Vec<String> {
 }
 
 /// A switch as the Go programs of other meshes read it; an empty text is off.
-pub(crate) fn switch(text: &str) -> Result<bool, String> {
+///
+/// # Errors
+/// What would be accepted.
+pub fn switch(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
         "" | "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),

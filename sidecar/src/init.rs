@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::{Args as _, FromArgMatches as _};
+
 mod backend;
 mod iptables;
 mod layout;
@@ -115,6 +117,15 @@ pub struct Arguments {
     /// Remove all rules of Weft's
     #[arg(long, conflicts_with_all = ["dry_run", "print_config"])]
     pub cleanup: bool,
+}
+
+impl Default for Arguments {
+    /// What `init` takes where neither its command line nor its environment say anything.
+    fn default() -> Self {
+        let command = Self::augment_args(clap::Command::new("init")).mut_args(|argument| argument.env(None::<&str>));
+        let matches = command.get_matches_from(["init"]);
+        Self::from_arg_matches(&matches).expect("every parameter has a default")
+    }
 }
 
 /// How inbound connections come to the proxy; outbound ones are always redirected (NET-065).
@@ -513,6 +524,37 @@ fn is_interface(name: &str) -> bool {
     name.len() <= 15 && !name.starts_with('-') && name.chars().all(plain)
 }
 
+/// Why there is no redirect; the exit codes are those of NET-108.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// Parameters that mean nothing, or not together.
+    #[error("{0}")]
+    Parameter(String),
+    /// The rules could not be written; nothing of them is left.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// Sets the redirect in the network namespace of the calling thread, as `init` does for its pod, and gives its text. What
+/// an earlier redirect of Weft's left is replaced.
+///
+/// # Errors
+/// [`SetError`]; then nothing was added.
+pub fn set_redirect(arguments: &Arguments) -> Result<String, SetError> {
+    if let Some(problem) = contradiction(arguments) {
+        return Err(SetError::Parameter(problem));
+    }
+    Ok(set(arguments, &rules(arguments, &Names::read(arguments)))?)
+}
+
+/// Whether the network namespace of the calling thread holds a redirect of Weft's, whoever wrote it.
+///
+/// # Errors
+/// That of the kernel.
+pub fn is_redirected(arguments: &Arguments) -> Result<bool, ApplyError> {
+    backend::holds_rules(arguments)
+}
+
 /// Runs `init`. Exit codes are those of NET-108.
 #[must_use]
 pub fn run(arguments: &Arguments) -> ExitCode {
@@ -536,7 +578,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         backend::choose(arguments).map(|chosen| print!("{}", backend::text(&rules, &chosen)))
     } else {
         eprintln!("weft-proxy init: {arguments:?}");
-        set(arguments, &rules)
+        set(arguments, &rules).map(|text| eprintln!("weft-proxy init: redirect in place\n{text}"))
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -548,7 +590,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 }
 
 /// All of it or nothing (NET-108): the rules are one transaction, and come last.
-fn set(arguments: &Arguments, rules: &Rules) -> Result<(), ApplyError> {
+fn set(arguments: &Arguments, rules: &Rules) -> Result<String, ApplyError> {
     let chosen = backend::choose(arguments)?;
     backend::refuse_foreign(arguments, &chosen)?;
     source::add().map_err(|source| ApplyError::Kernel {
@@ -569,9 +611,7 @@ fn set(arguments: &Arguments, rules: &Rules) -> Result<(), ApplyError> {
             let _ = routing::remove(transparent.mark, transparent.table);
         }
     })?;
-    let text = backend::text(rules, &chosen);
-    eprintln!("weft-proxy init: redirect in place\n{text}");
-    Ok(())
+    Ok(backend::text(rules, &chosen))
 }
 
 fn remove(arguments: &Arguments) -> Result<(), ApplyError> {

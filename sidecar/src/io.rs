@@ -284,7 +284,7 @@ async fn stand_for(mut client: SocketAddr, address: SocketAddr, mark: Option<u32
 }
 
 /// Lets a socket use addresses that are not this namespace's; needs NET_ADMIN (NET-083).
-fn transparent(socket: &Socket, is_v4: bool) -> io::Result<()> {
+pub(crate) fn transparent(socket: &Socket, is_v4: bool) -> io::Result<()> {
     if is_v4 {
         socket.set_ip_transparent_v4(true)
     } else {

@@ -513,3 +513,25 @@ fn the_self_test_tells_a_redirect_from_none() {
         assert_eq!(validate().0, Some(0));
     });
 }
+
+// spec: NET-139, NET-064, NET-080
+#[test]
+fn under_tproxy_the_self_test_runs_with_the_proxy_s_capability() {
+    use std::os::unix::process::CommandExt;
+    with_each_backend(|_, _| {
+        let validate = || {
+            let arguments = ["validate", "--interception-mode", "TPROXY"];
+            let mut program = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
+            let output = program
+                .args(arguments)
+                .env_clear()
+                .gid(PROXY)
+                .output()
+                .expect("the binary of this crate");
+            output.status.code()
+        };
+        assert_eq!(validate(), Some(126));
+        redirect(&["--interception-mode", "TPROXY"]);
+        assert_eq!(validate(), Some(0));
+    });
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::iptables::tool::{Places, Tool, Variant, has_net_raw};
 use super::iptables::{self, Family};
 use super::nftables::{self, ApplyError};
-use super::{Arguments, Rules, TABLES};
+use super::{Arguments, Rules, TABLE, TABLES};
 
 /// Who gets the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -106,6 +106,15 @@ pub(super) fn remove(arguments: &Arguments) -> Result<(), ApplyError> {
     written_by_iptables(arguments)?.iter().try_for_each(remove_written)
 }
 
+/// Whether rules of Weft's are there, whoever wrote them.
+///
+/// # Errors
+/// See [`ApplyError`].
+pub(super) fn holds_rules(arguments: &Arguments) -> Result<bool, ApplyError> {
+    let by_nftables = nftables::tables().unwrap_or_default().iter().any(|name| name == TABLE);
+    Ok(by_nftables || !written_by_iptables(arguments)?.is_empty())
+}
+
 /// The rules as they would be written.
 pub(super) fn text(rules: &Rules, chosen: &Chosen) -> String {
     match chosen {
@@ -156,7 +165,7 @@ fn written_by_iptables(arguments: &Arguments) -> Result<Vec<Tool>, ApplyError> {
 /// The older variant, where its tables are in use and can be read.
 fn legacy(arguments: &Arguments) -> Option<Tool> {
     let used = ["ip", "ip6"].iter().any(|family| {
-        let names = std::fs::read_to_string(Path::new("/proc/self/net").join(format!("{family}_tables_names")));
+        let names = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(format!("{family}_tables_names")));
         names.is_ok_and(|names| !names.trim().is_empty())
     });
     (used && has_net_raw()).then(|| places(arguments).tool(Variant::Legacy))?

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::Mode;
+
 /// Parameters of the test.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
@@ -16,6 +18,9 @@ pub struct Arguments {
     /// Where inbound connections go
     #[arg(long, env = "WEFT_INBOUND_PORT", default_value_t = 15006)]
     pub inbound_port: u16,
+    /// How inbound connections come to the proxy; TPROXY needs the capability NET_ADMIN here as there
+    #[arg(long, value_enum, default_value = "REDIRECT")]
+    pub interception_mode: Mode,
 }
 
 /// Tries for five seconds, once a second. Exit code 126: the redirect is not there.
@@ -35,18 +40,23 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn attempt(arguments: &Arguments) -> io::Result<()> {
-    let ports = [arguments.outbound_port, arguments.inbound_port];
-    probe(&ports, Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 6).into())?;
+    probe(
+        arguments,
+        Ipv4Addr::LOCALHOST.into(),
+        Ipv4Addr::new(127, 0, 0, 6).into(),
+    )?;
     let source = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
     // Without the address there is no IPv6 here (NET-122).
     if std::net::UdpSocket::bind((source, 0)).is_ok() {
-        probe(&ports, Ipv6Addr::LOCALHOST.into(), source.into())?;
+        probe(arguments, Ipv6Addr::LOCALHOST.into(), source.into())?;
     }
     Ok(())
 }
 
 /// A connection from `from` to a port of `to` where nobody listens must arrive at one of the capture ports.
-fn probe(ports: &[u16], from: IpAddr, to: IpAddr) -> io::Result<()> {
+fn probe(arguments: &Arguments, from: IpAddr, to: IpAddr) -> io::Result<()> {
+    let ports = [arguments.outbound_port, arguments.inbound_port];
+    let is_transparent = arguments.interception_mode == Mode::Tproxy;
     let any: IpAddr = if from.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
@@ -61,6 +71,9 @@ fn probe(ports: &[u16], from: IpAddr, to: IpAddr) -> io::Result<()> {
         socket.set_reuse_address(true)?;
         if any.is_ipv6() {
             socket.set_only_v6(true)?;
+        }
+        if is_transparent {
+            crate::io::transparent(&socket, any.is_ipv4())?;
         }
         socket.bind(&SocketAddr::new(any, *port).into())?;
         socket.listen(8)?;
@@ -86,7 +99,10 @@ fn probe(ports: &[u16], from: IpAddr, to: IpAddr) -> io::Result<()> {
                 continue;
             };
             let socket = SockRef::from(&stream);
-            let original = if from.is_ipv4() {
+            let original = if is_transparent {
+                // The address is the original one (NET-064).
+                socket.local_addr()
+            } else if from.is_ipv4() {
                 socket.original_dst_v4()
             } else {
                 socket.original_dst_v6()

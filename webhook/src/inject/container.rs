@@ -74,12 +74,15 @@ pub(super) fn redirect(plan: &Plan<'_>, overlays: &Overlays) -> Option<Value> {
     if !plan.redirects() {
         return None;
     }
-    let uid = overlay::proxy_user(overlays)
-        .filter(|_| plan.overrides.interception != InterceptionMode::Tproxy)
-        .unwrap_or(PROXY_ID);
+    let tproxy = plan.overrides.interception == InterceptionMode::Tproxy;
+    let own = overlay::proxy_user(overlays).filter(|_| !tproxy);
     let (name, args, security) = if plan.config.cni {
-        (VALIDATION_CONTAINER, vec!["validate".to_owned()], validation_security())
+        let security = validation_security(plan, own.unwrap_or(PROXY_ID));
+        (VALIDATION_CONTAINER, validation_arguments(plan), security)
     } else {
+        // As superuser without TPROXY the proxy is told by its group alone (NET-046).
+        let root = plan.overrides.bind_low_ports && !tproxy;
+        let uid = own.unwrap_or(if root { 0 } else { PROXY_ID });
         (INIT_CONTAINER, init_arguments(plan, uid), init_security(plan))
     };
     let image = plan.config.init_image.as_deref().filter(|_| name == INIT_CONTAINER);
@@ -164,6 +167,24 @@ fn init_arguments(plan: &Plan<'_>, uid: u64) -> Vec<String> {
     arguments
 }
 
+/// Arguments of `weft-proxy validate`: what differs from its defaults (NET-011).
+fn validation_arguments(plan: &Plan<'_>) -> Vec<String> {
+    let mesh = &plan.config.mesh;
+    let mut arguments = vec!["validate".to_owned()];
+    for (flag, port, default) in [
+        ("--outbound-port", mesh.outbound_port, 15001),
+        ("--inbound-port", mesh.inbound_port, 15006),
+    ] {
+        if port != default {
+            arguments.extend([flag.to_owned(), port.to_string()]);
+        }
+    }
+    if plan.overrides.interception == InterceptionMode::Tproxy {
+        arguments.extend(["--interception-mode".to_owned(), "TPROXY".to_owned()]);
+    }
+    arguments
+}
+
 /// INJ-061; INJ-062 for TPROXY and low ports.
 fn proxy_security(plan: &Plan<'_>) -> Value {
     let tproxy = plan.overrides.interception == InterceptionMode::Tproxy && plan.template() == Template::Sidecar;
@@ -188,9 +209,13 @@ fn init_security(plan: &Plan<'_>) -> Value {
     security(0, 0, added)
 }
 
-/// INJ-056.
-fn validation_security() -> Value {
-    security(PROXY_ID, PROXY_ID, &[])
+/// INJ-056: the proxy's own user, as the redirect lets any other pass (NET-139). What comes by TPROXY only a socket with
+/// the proxy's capability gets (INJ-062).
+fn validation_security(plan: &Plan<'_>, uid: u64) -> Value {
+    if plan.overrides.interception == InterceptionMode::Tproxy {
+        return security(0, PROXY_ID, &["NET_ADMIN"]);
+    }
+    security(uid, PROXY_ID, &[])
 }
 
 fn security(user: u64, group: u64, added: &[&str]) -> Value {

@@ -671,6 +671,69 @@ fn overlays_are_merged_with_the_users_values_winning() {
     );
 }
 
+// spec: INJ-003, INJ-056, INJ-183, NET-011, NET-131
+#[test]
+fn with_the_plugin_a_test_of_the_redirect_stands_in_place_of_init() {
+    let mut config = config();
+    config.cni = true;
+    let validation = |pod: &Value, config: &InjectConfig| {
+        let injected = inject(pod, &context(), config).expect("injects").pod;
+        assert!(!injected.to_string().contains("weft-init"));
+        let first = list_at(&injected, "spec.initContainers")[0].clone();
+        assert_eq!(first["name"], "weft-validation");
+        first
+    };
+    let plain = validation(&pod(), &config);
+    assert_eq!(plain["args"], json!(["validate"]));
+    let security = &plain["securityContext"];
+    assert_eq!(
+        (&security["runAsUser"], &security["runAsGroup"]),
+        (&json!(1337), &json!(1337))
+    );
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+    // In the container form, too, it is in front of the user's.
+    let mut form = config.clone();
+    form.native_sidecar = NativeSidecar::Never;
+    validation(
+        &with("spec.initContainers", json!([{"name": "prepare", "image": "a"}])),
+        &form,
+    );
+    // It listens where the proxy would, with the proxy's user.
+    let mut moved = config.clone();
+    (moved.mesh.outbound_port, moved.mesh.inbound_port) = (16001, 16006);
+    assert_eq!(
+        validation(&pod(), &moved)["args"],
+        json!(["validate", "--outbound-port", "16001", "--inbound-port", "16006"])
+    );
+    let overlay = json!([{"name": "app"}, {"name": "weft-proxy", "securityContext": {"runAsUser": 3000}}]);
+    assert_eq!(
+        validation(&with("spec.containers", overlay), &config)["securityContext"]["runAsUser"],
+        3000
+    );
+    let tproxy = validation(&annotated("weft.dev/interception-mode", "TPROXY"), &config);
+    assert_eq!(tproxy["args"], json!(["validate", "--interception-mode", "TPROXY"]));
+    assert_eq!(tproxy["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
+    let none = annotated("weft.dev/interception-mode", "NONE");
+    let injected = inject(&none, &context(), &config).expect("injects").pod;
+    assert_eq!(names_of(&injected, "spec.initContainers"), ["weft-proxy", "migrate"]);
+}
+
+// spec: NET-046, INJ-062
+#[test]
+fn a_proxy_that_runs_as_superuser_is_told_by_its_group_alone() {
+    let uid = |annotations: Value| {
+        let injected = done(&with("metadata.annotations", annotations)).pod;
+        let arguments = list_at(&injected, "spec.initContainers")[0]["args"].clone();
+        let arguments = arguments.as_array().expect("a list").clone();
+        let flag = arguments.iter().position(|argument| argument == "--proxy-uid");
+        arguments[flag.expect("is there") + 1].clone()
+    };
+    let low = json!({"sidecar.istio.io/capNetBindService": "true"});
+    assert_eq!(uid(low), "0");
+    let both = json!({"sidecar.istio.io/capNetBindService": "true", "weft.dev/interception-mode": "TPROXY"});
+    assert_eq!(uid(both), "1337");
+}
+
 // spec: INJ-184, ID-141, INJ-165
 #[test]
 fn what_would_take_from_the_proxy_is_refused() {

@@ -264,7 +264,7 @@ pub(crate) fn has_net_raw() -> bool {
 /// Whether an interface other than loopback has an IPv6 address of global scope.
 fn has_global_ipv6() -> bool {
     let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "1");
-    let addresses = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
     !off && addresses.lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         words.get(3) == Some(&"00") && words.get(5) != Some(&"lo")

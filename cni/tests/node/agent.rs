@@ -1,0 +1,209 @@
+//! The agent's life on a node.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::api::{Answer, Api, refusal};
+
+const CONFLIST: &str = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
+
+/// A node with an agent.
+struct Node {
+    folder: TempDir,
+    api: Api,
+    agent: Child,
+    listen: SocketAddr,
+}
+
+impl Node {
+    fn new(answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
+        let folder = tempfile::tempdir().expect("a directory");
+        let api = Api::new(answer);
+        let below = |name: &str| folder.path().join(name);
+        for name in ["bin", "conf", "account"] {
+            fs::create_dir(below(name)).expect("makes");
+        }
+        fs::write(below("conf/10-pods.conflist"), CONFLIST).expect("writes");
+        fs::write(below("account/ca.crt"), &api.authority).expect("writes");
+        fs::write(below("account/token"), "secret").expect("writes");
+        api.write_kubeconfig(&below("kubeconfig"));
+        let listen = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port");
+        let agent = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
+            .env_clear()
+            .env("KUBECONFIG", below("kubeconfig"))
+            .env("NODE_NAME", "node-1")
+            .args(["agent", "--repair-mode", "off", "--node-conf-dir", "/etc/cni/net.d"])
+            .args(["--listen", &listen.to_string(), "--server", &api.server()])
+            .arg("--bin-dir")
+            .arg(below("bin"))
+            .arg("--conf-dir")
+            .arg(below("conf"))
+            .arg("--account-dir")
+            .arg(below("account"))
+            .spawn()
+            .expect("runs");
+        Self {
+            folder,
+            api,
+            agent,
+            listen,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write_conflist(&self) {
+        let beside = self.path("conf/new");
+        fs::write(&beside, CONFLIST).expect("writes");
+        fs::rename(beside, self.path("conf/10-pods.conflist")).expect("renames");
+    }
+
+    fn is_chained(&self) -> bool {
+        let text = fs::read_to_string(self.path("conf/10-pods.conflist")).expect("reads");
+        let object: Value = serde_json::from_str(&text).expect("is JSON");
+        object["plugins"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|plugin| plugin["type"] == "weft-cni"))
+    }
+
+    fn is_installed(&self) -> bool {
+        self.is_chained() && self.path("bin/weft-cni").exists() && self.path("conf/weft-cni.kubeconfig").exists()
+    }
+
+    fn is_absent(&self) -> bool {
+        !self.is_chained() && !self.path("bin/weft-cni").exists() && !self.path("conf/weft-cni.kubeconfig").exists()
+    }
+
+    /// What readiness says.
+    fn ready(&self) -> Option<String> {
+        let mut stream = TcpStream::connect(self.listen).ok()?;
+        stream
+            .write_all(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            .ok()?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said).ok()?;
+        Some(said)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready().is_some_and(|said| said.starts_with("HTTP/1.1 200"))
+    }
+
+    /// Ends the agent as a kubelet does.
+    fn end(&mut self) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.agent.id()).expect("an id"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("is there");
+        self.agent.wait().expect("ends")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn daemon_set() -> Answer {
+    let meta = json!({"name": "weft-cni", "namespace": "weft-system"});
+    (
+        200,
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": meta}),
+    )
+}
+
+// spec: NET-132
+#[test]
+fn the_agent_installs_the_plugin_and_puts_it_back() {
+    let mut node = Node::new(|_| daemon_set());
+    until("ready", || node.is_ready());
+    assert!(node.is_installed());
+    let installed = fs::read(node.path("bin/weft-cni")).expect("reads");
+    assert_eq!(installed, fs::read(env!("CARGO_BIN_EXE_weft-cni")).expect("reads"));
+    let text = fs::read_to_string(node.path("conf/10-pods.conflist")).expect("reads");
+    assert!(
+        text.contains("/etc/cni/net.d/weft-cni.kubeconfig"),
+        "the path on the node: {text}"
+    );
+    // Another agent writes its own configuration again.
+    for _ in 0..3 {
+        node.write_conflist();
+        until("the entry is back", || node.is_chained());
+    }
+    fs::write(node.path("account/token"), "renewed").expect("writes");
+    until("the token is renewed", || {
+        let text = fs::read_to_string(node.path("conf/weft-cni.kubeconfig")).expect("reads");
+        text.contains("renewed")
+    });
+    // The configuration goes: not ready, and the reason is told.
+    fs::remove_file(node.path("conf/10-pods.conflist")).expect("removes");
+    until("not ready", || {
+        node.ready()
+            .is_some_and(|said| said.contains("holds no network configuration"))
+    });
+    node.write_conflist();
+    until("ready again", || node.is_ready());
+    assert!(node.end().success());
+}
+
+// spec: NET-132
+#[test]
+fn the_plugin_stays_where_another_agent_follows_and_goes_where_none_does() {
+    let mut deleting = daemon_set();
+    deleting.1["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    for (answer, stays) in [
+        (daemon_set(), true),
+        (refusal(500, "InternalError"), true),
+        (deleting, false),
+        (refusal(404, "NotFound"), false),
+        (refusal(401, "Unauthorized"), false),
+        (refusal(403, "Forbidden"), false),
+    ] {
+        let shown = answer.1.clone();
+        let mut node = Node::new(move |_| answer.clone());
+        until("installed", || node.is_ready());
+        assert!(node.end().success());
+        assert!(
+            if stays { node.is_installed() } else { node.is_absent() },
+            "stays: {stays}, {shown}"
+        );
+        let asked = "GET /apis/apps/v1/namespaces/weft-system/daemonsets/weft-cni secret";
+        assert_eq!(node.api.requests(), [asked]);
+    }
+}
+
+// spec: NET-132
+#[test]
+fn what_an_agent_left_behind_can_be_removed_by_hand() {
+    let mut node = Node::new(|_| refusal(500, "InternalError"));
+    until("installed", || node.is_ready());
+    assert!(node.end().success() && node.is_installed());
+    let removed = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
+        .arg("uninstall")
+        .arg("--bin-dir")
+        .arg(node.path("bin"))
+        .arg("--conf-dir")
+        .arg(node.path("conf"))
+        .status()
+        .expect("runs");
+    assert!(removed.success() && node.is_absent());
+}
