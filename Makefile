@@ -18,7 +18,7 @@ GAPS ?=
 
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
-IMAGES := weft-operator weft-webhook weft-proxy weft-app
+IMAGES := weft-operator weft-webhook weft-proxy weft-cni weft-app
 PROXY_LIMIT_BYTES := 15000000
 comma := ,
 # On the command line, and not in RUSTFLAGS, so that builds for this machine stay as they are.
@@ -59,7 +59,7 @@ golden: ## What is rendered, injected and generated, against what is checked in
 	$(CARGO) test --locked --workspace $(call test_programs,bundle crds operator webhook e2e/dist)
 
 proxy: ## The proxy and the sample application, with real sockets and network namespaces; what fuzzing found
-	$(CARGO) test --locked --workspace $(call test_programs,sidecar e2e/app fuzz)
+	$(CARGO) test --locked --workspace $(call test_programs,sidecar cni e2e/app fuzz)
 
 local: build ## Local mode
 	$(CARGO) test --locked --workspace $(call test_programs,cli)
@@ -84,7 +84,7 @@ crds: ## Regenerate crds/yaml from the Rust types, and what is made of it
 	$(CARGO) run --locked -q -p weft-crds --bin crdgen
 	@$(MAKE) config
 
-config: ## Regenerate config/base, config/crds and config/charts from config/source
+config: ## Regenerate config/base, config/crds, config/overlays/cni and config/charts from config/source
 	$(CARGO) run --locked -q -p weft-dist -- config
 
 golden-update: ## Rewrite the golden files; review the difference
@@ -112,7 +112,7 @@ fuzz-keep: ## Adds to fuzz/corpus what make fuzz found and reaches further
 	done
 
 images: build ## dist/images/*.tar: static programs in archives for every container runtime, without a container engine
-	$(CARGO) build $(STATIC) -p weft-operator -p weft-webhook -p weft-sidecar -p weft-app --bins
+	$(CARGO) build $(STATIC) -p weft-operator -p weft-webhook -p weft-sidecar -p weft-cni -p weft-app --bins
 	@$(MAKE) $(IMAGES:%=dist/images/%.tar)
 
 # Cargo knows what changed; the archive of an unchanged program is the same.
@@ -120,7 +120,7 @@ images: build ## dist/images/*.tar: static programs in archives for every contai
 $(IMAGES:%=dist/images/%.tar): dist/images/%.tar:
 	@install -D -m 755 target/$(TARGET)/image/$* target/images/$*
 	@target/debug/weft-dist image --program target/images/$* --tag $(TAG) --output $@ \
-		$(if $(filter weft-proxy,$*),--user 1337:1337 --limit $(PROXY_LIMIT_BYTES))
+		$(if $(filter weft-proxy,$*),--user 1337:1337 --limit $(PROXY_LIMIT_BYTES)) $(if $(filter weft-cni,$*),--user 0:0)
 
 e2e: ## Cluster tests: on the test cluster, or with CLUSTER=current on that of KUBECONFIG
 	CLUSTER=$(CLUSTER) e2e/run

@@ -30,7 +30,7 @@ pub struct Directories {
     #[arg(long, default_value = "/host/conf")]
     pub conf_dir: PathBuf,
     /// The network configuration to be chained in; unset: the first by name, which is the one that runtimes take
-    #[arg(long)]
+    #[arg(long, env = "WEFT_CNI_CONF_NAME")]
     pub conf_name: Option<String>,
 }
 
@@ -53,13 +53,18 @@ pub struct Arguments {
     #[command(flatten)]
     pub directories: Directories,
     /// The path of the directory of network configurations on the node
-    #[arg(long, default_value = "/etc/cni/net.d")]
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub node_conf_dir: PathBuf,
     /// Namespace of the control plane, whose pods are left alone
     #[arg(long, env = "POD_NAMESPACE", default_value = "weft-system")]
     pub namespace: String,
     /// Other namespaces whose pods are left alone
-    #[arg(long, value_delimiter = ',', default_value = "kube-system")]
+    #[arg(
+        long,
+        env = "WEFT_CNI_EXCLUDED_NAMESPACES",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
     pub excluded_namespaces: Vec<String>,
     /// This node
     #[arg(long, env = "NODE_NAME")]
@@ -68,13 +73,13 @@ pub struct Arguments {
     #[arg(long, default_value = "weft-cni")]
     pub daemon_set: String,
     /// What becomes of pods that began before the plugin was ready
-    #[arg(long, value_enum, default_value = "repair")]
+    #[arg(long, env = "WEFT_CNI_REPAIR_MODE", value_enum, default_value = "repair")]
     pub repair_mode: Mode,
     /// What the rules are written by: auto, nftables or iptables
-    #[arg(long, default_value = "auto", value_parser = ["auto", "nftables", "iptables"])]
+    #[arg(long, env = "WEFT_CNI_BACKEND", default_value = "auto", value_parser = ["auto", "nftables", "iptables"])]
     pub backend: String,
     /// Variant of iptables: nft or legacy; empty: the one that is in use
-    #[arg(long, default_value = "", value_parser = ["", "nft", "legacy"])]
+    #[arg(long, env = "WEFT_CNI_IPTABLES_BINARY", default_value = "", value_parser = ["", "nft", "legacy"])]
     pub iptables_binary: String,
     /// Address of the API server; unset: that of the cluster's Service
     #[arg(long)]

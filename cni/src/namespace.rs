@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -22,9 +23,9 @@ pub enum NamespaceError {
         /// Why.
         source: io::Error,
     },
-    /// It is the node's, whose rules are nobody's to touch.
+    /// It is this process's own: the node's, whose rules are nobody's to touch.
     #[error("{path} is the node's own network namespace")]
-    Node {
+    Own {
         /// Its file.
         path: String,
     },
@@ -34,11 +35,11 @@ pub enum NamespaceError {
 }
 
 impl Namespace {
-    /// Opens the namespace that a file stands for; `node` is the node's own, which is refused.
+    /// Opens the namespace that a file stands for; this process's own is refused.
     ///
     /// # Errors
-    /// [`NamespaceError::Open`] or [`NamespaceError::Node`].
-    pub fn open(path: &Path, node: &Path) -> Result<Self, NamespaceError> {
+    /// [`NamespaceError::Open`] or [`NamespaceError::Own`].
+    pub fn open(path: &Path) -> Result<Self, NamespaceError> {
         let named = |path: &Path| path.display().to_string();
         let open = |path: &Path| {
             let source = |source| NamespaceError::Open {
@@ -46,18 +47,24 @@ impl Namespace {
                 source,
             };
             let file = File::open(path).map_err(source)?;
-            let identity = file
-                .metadata()
-                .map(|found| (found.dev(), found.ino()))
-                .map_err(source)?;
-            Ok((file, identity))
+            let identity = file.metadata().map(|found| (found.dev(), found.ino()));
+            Ok((file, identity.map_err(source)?))
         };
         let (file, identity) = open(path)?;
-        let (_, own) = open(node)?;
+        let (_, own) = open(Path::new(OWN))?;
         if identity == own {
-            return Err(NamespaceError::Node { path: named(path) });
+            return Err(NamespaceError::Own { path: named(path) });
         }
         Ok(Self(file))
+    }
+
+    /// Whether the namespace has one of these addresses: it is nobody else's then.
+    ///
+    /// # Errors
+    /// [`NamespaceError::Enter`].
+    pub fn has_one_of(&self, addresses: &[IpAddr]) -> Result<bool, NamespaceError> {
+        // Only a local address can be bound.
+        self.run(|| addresses.iter().any(|address| UdpSocket::bind((*address, 0)).is_ok()))
     }
 
     /// Runs something in the namespace, on a thread of its own, as a namespace is a matter of threads.
@@ -77,7 +84,4 @@ impl Namespace {
     }
 }
 
-/// The network namespace of this process: of the node, where the runtime calls the plugin.
-pub const OWN: &str = "/proc/self/ns/net";
-/// The network namespace of the node, for a process that sees the node's processes.
-pub const NODE: &str = "/proc/1/ns/net";
+const OWN: &str = "/proc/self/ns/net";

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use weft_sidecar::init::{self, Arguments};
 
 use crate::lookup::{self, PodName};
-use crate::namespace::{Namespace, OWN};
+use crate::namespace::Namespace;
 use crate::network::{NAME, Settings};
 use crate::pod::{self, Decision};
 
@@ -158,8 +158,7 @@ async fn redirect_of(
 }
 
 fn set(arguments: &Arguments, namespace: &Path) -> Result<(), Failure> {
-    let entered =
-        Namespace::open(namespace, Path::new(OWN)).and_then(|space| space.run(|| init::set_redirect(arguments)));
+    let entered = Namespace::open(namespace).and_then(|space| space.run(|| init::set_redirect(arguments)));
     match entered {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error @ init::SetError::Parameter(_))) => {
@@ -171,8 +170,7 @@ fn set(arguments: &Arguments, namespace: &Path) -> Result<(), Failure> {
 }
 
 fn check(arguments: &Arguments, namespace: &Path) -> Result<(), Failure> {
-    let entered =
-        Namespace::open(namespace, Path::new(OWN)).and_then(|space| space.run(|| init::is_redirected(arguments)));
+    let entered = Namespace::open(namespace).and_then(|space| space.run(|| init::is_redirected(arguments)));
     match entered {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(Failure::new(NOT_SET, "the redirect of the pod is gone", "")),

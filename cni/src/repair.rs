@@ -2,6 +2,7 @@
 //! again and again.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -13,7 +14,6 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::watch;
 use weft_bundle::key::pod::VALIDATION_CONTAINER;
-use weft_sidecar::init;
 
 use crate::network::Settings;
 use crate::pod::{self, Decision};
@@ -127,12 +127,8 @@ impl Controller {
                 self.settings
                     .choose_backend(&mut arguments)
                     .map_err(anyhow::Error::msg)?;
-                let uid = pod.uid().unwrap_or_default();
-                let task = move || -> anyhow::Result<()> {
-                    let space = sandbox::find(Path::new("/proc"), &uid)?;
-                    space.run(|| init::set_redirect(&arguments))??;
-                    Ok(())
-                };
+                let (uid, addresses) = (pod.uid().unwrap_or_default(), addresses(pod));
+                let task = move || sandbox::redirect(Path::new("/proc"), &uid, &addresses, &arguments);
                 tokio::task::spawn_blocking(task).await??;
                 Ok(Some(
                     "the redirect was set in the running sandbox, which began before the CNI plugin was ready",
@@ -160,6 +156,11 @@ impl Controller {
             }
         }
     }
+}
+
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    ips.filter_map(|ip| ip.ip.parse().ok()).collect()
 }
 
 /// Which failures were dealt with: by the pod's uid, the container that ended. The same failure is seen many times.

@@ -1,11 +1,14 @@
-//! Finds the network namespace of a pod that runs, among the processes of its node.
+//! Sandboxes that run: their network namespaces, found among the processes of the node.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+use weft_sidecar::init::{self, Arguments, SetError};
 
 use crate::namespace::{Namespace, NamespaceError};
 
-/// Why the sandbox of a pod was not found.
+/// Why nothing could be done in the sandbox of a pod.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The list of processes cannot be read.
@@ -14,19 +17,32 @@ pub enum SandboxError {
     /// None of them is the pod's.
     #[error("no process of the node belongs to pod {0}; the agent needs hostPID: true to see them")]
     None(String),
-    /// It is there, but not to be opened.
+    /// It is there, but not to be entered.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// It has none of the pod's addresses.
+    #[error("{} has none of the pod's addresses: it is not the pod's", .0.display())]
+    Foreign(PathBuf),
+    /// The redirect could not be set.
+    #[error("set the redirect")]
+    Set(#[from] SetError),
 }
 
-/// The namespace of the pod with this uid. `processes` is `/proc` of the node.
+/// Sets the redirect in the sandbox of the pod with this uid and these addresses. `processes` is `/proc` of the node.
 ///
 /// # Errors
-/// [`SandboxError`].
-pub fn find(processes: &Path, uid: &str) -> Result<Namespace, SandboxError> {
+/// [`SandboxError`]; then no rule was touched.
+pub fn redirect(processes: &Path, uid: &str, addresses: &[IpAddr], arguments: &Arguments) -> Result<(), SandboxError> {
     let process = oldest(processes, uid).map_err(SandboxError::Processes)?;
-    let process = process.ok_or_else(|| SandboxError::None(uid.to_owned()))?;
-    Ok(Namespace::open(&process.join("ns/net"), &processes.join("1/ns/net"))?)
+    let path = process
+        .ok_or_else(|| SandboxError::None(uid.to_owned()))?
+        .join("ns/net");
+    let space = Namespace::open(&path)?;
+    if !space.has_one_of(addresses)? {
+        return Err(SandboxError::Foreign(path));
+    }
+    space.run(|| init::set_redirect(arguments))??;
+    Ok(())
 }
 
 /// The pod's process that began first: its sandbox's, which no container can be older than.
@@ -108,34 +124,23 @@ mod tests {
 
     // spec: NET-136
     #[test]
-    fn the_oldest_process_is_the_sandbox_and_its_namespace_is_not_the_node_s() {
+    fn the_oldest_process_is_the_sandbox() {
         let processes = tempfile::tempdir().expect("a directory");
-        let process = |pid: u32, begin: u32, cgroup: &str, namespace: &str| {
+        let process = |pid: u32, begin: u32, cgroup: &str| {
             let path = processes.path().join(pid.to_string());
-            std::fs::create_dir_all(path.join("ns")).expect("writes");
+            std::fs::create_dir(&path).expect("writes");
             std::fs::write(path.join("cgroup"), cgroup).expect("writes");
             let stat = format!("{pid} (a ) b) S{} {begin} 0 0\n", " 1".repeat(18));
             std::fs::write(path.join("stat"), stat).expect("writes");
-            std::fs::hard_link(processes.path().join(namespace), path.join("ns/net")).expect("links");
         };
-        for namespace in ["node", "pod"] {
-            std::fs::write(processes.path().join(namespace), namespace).expect("writes");
-        }
         let own = format!("0::/kubepods/pod{UID}/c\n");
-        process(1, 1, "0::/init\n", "node");
-        process(30, 90, &own, "pod");
-        process(400, 70, &own, "pod");
-        process(5, 20, "0::/kubepods/podother/c\n", "node");
+        process(1, 1, "0::/init\n");
+        process(30, 90, &own);
+        process(400, 70, &own);
+        process(5, 20, "0::/kubepods/podother/c\n");
         let oldest = super::oldest(processes.path(), UID).expect("reads").expect("found");
         assert!(oldest.ends_with("400"), "{}", oldest.display());
-        find(processes.path(), UID).expect("found");
-        assert!(matches!(find(processes.path(), "absent"), Err(SandboxError::None(_))));
-        // A pod in the node's network: the node's rules are not touched.
-        process(2, 5, "0::/kubepods/podhost/c\n", "node");
-        let refused = find(processes.path(), "host").expect_err("is the node's");
-        assert!(
-            matches!(refused, SandboxError::Namespace(NamespaceError::Node { .. })),
-            "{refused}"
-        );
+        let absent = redirect(processes.path(), "absent", &[], &Arguments::default());
+        assert!(matches!(absent, Err(SandboxError::None(_))));
     }
 }

@@ -1,13 +1,14 @@
 //! Calls of the runtime.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use weft_cni::sandbox::{self, SandboxError};
 use weft_sidecar::init::{Arguments, set_redirect};
 
 use crate::api::{Api, refusal};
@@ -332,4 +333,31 @@ fn a_check_finds_out_that_the_rules_are_gone_and_a_removal_needs_nothing() {
     );
     let (code, said) = node.call("VERSION");
     assert!(code == 0 && said.contains("1.1.0"), "{said}");
+}
+
+// spec: NET-136
+#[test]
+fn the_rules_are_set_in_a_sandbox_that_runs_and_in_no_other() {
+    let processes = tempfile::tempdir().expect("a directory");
+    let space = Space::new();
+    let process = processes.path().join("400");
+    std::fs::create_dir_all(process.join("ns")).expect("makes");
+    std::fs::write(process.join("cgroup"), "0::/kubepods/podu-1/c\n").expect("writes");
+    std::fs::write(process.join("stat"), format!("400 (pause) S{} 70 0\n", " 1".repeat(18))).expect("writes");
+    std::os::unix::fs::symlink(&space.path, process.join("ns/net")).expect("links");
+    let redirect = |addresses: &[&str]| {
+        let addresses: Vec<IpAddr> = addresses
+            .iter()
+            .map(|address| address.parse().expect("an address"))
+            .collect();
+        sandbox::redirect(processes.path(), "u-1", &addresses, &Arguments::default())
+    };
+    // A process of the pod's that has left for another network, or is still in the node's.
+    for addresses in [&["10.99.0.3", "fd99::3"][..], &[]] {
+        let refused = redirect(addresses).expect_err("has other addresses");
+        assert!(matches!(refused, SandboxError::Foreign(_)), "{refused}");
+    }
+    assert_eq!(space.rules(), "");
+    redirect(&["fd99::2", "10.99.0.2"]).expect("sets the rules");
+    assert_eq!(space.rules(), rules_of_init(Arguments::default()));
 }

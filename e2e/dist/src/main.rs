@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write config/base, config/crds and config/charts from config/source, crds/yaml and the injector's selectors
+    /// Write config/base, config/crds, config/overlays/cni and config/charts from config/source, crds/yaml and the injector's selectors
     Config(ConfigArgs),
     /// Write the archive of one image, for `docker load`, `ctr images import` and their like
     Image(image::ImageArgs),

@@ -6,9 +6,11 @@
 //! |---|---|---|
 //! | `#@ if PATH` ... `#@ end` | the lines, if the default is true or not empty | `{{- if }}` |
 //! | `#@ if-more-than-one PATH` | the lines, if the default is more than 1 | `{{- if gt }}` |
+//! | `#@ if-is PATH VALUE` | the lines, if the default is this text | `{{- if eq }}` |
 //! | `#@ base-only` | the file | nothing |
 //! | `key: DEFAULT #= PATH` | the default, which must be the value's | the value |
 //! | `key: DEFAULT #= optional PATH` | nothing where the default is empty | `{{- with }}` |
+//! | `key: A,B #= join PATH` | the default's elements with commas between them | `join` |
 //! | `key: #= yaml PATH` | the default as YAML, nothing where it is empty | `toYaml` |
 //! | `#= extend PATH` | more entries for the list or map in which it stands | `toYaml` |
 //! | `key: \| #= text PATH` | the default as text | `toYaml` |
@@ -71,6 +73,13 @@ fn block(mark: &str, values: &Value, form: Form, open: &mut Vec<bool>, out: &mut
         Some(("if-more-than-one", path)) => {
             let replicas = default(values, path)?.as_i64().context("is not a number")?;
             (format!("if gt (int .Values.{path}) 1"), replicas > 1)
+        }
+        Some(("if-is", rest)) => {
+            let (path, value) = rest.split_once(' ').context("needs a path and a value")?;
+            (
+                format!("if eq .Values.{path} {value:?}"),
+                default(values, path)? == value,
+            )
         }
         _ => bail!("unknown mark"),
     };
@@ -177,6 +186,16 @@ fn render_line(line: &str, values: &Value, form: Form, out: &mut String) -> Resu
                 }
             }
         }
+        "join" => {
+            let (key, _) = before.split_once(':').context("needs a key")?;
+            let items = default(values, path)?.as_array().context("is not a list")?;
+            let items: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+            same(before, &Value::from(items.context("is not a list of texts")?.join(",")))?;
+            match form {
+                Form::Plain => writeln!(out, "{before}")?,
+                Form::Template => writeln!(out, "{key}: {{{{ join \",\" .Values.{path} | quote }}}}")?,
+            }
+        }
         "" => {
             let (key, _) = before.split_once(':').context("needs a key")?;
             same(before, default(values, path)?)?;
@@ -221,7 +240,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn default_image(name: &str, values: &Value) -> Result<String> {
+/// The image with this name, by the default values.
+pub(crate) fn default_image(name: &str, values: &Value) -> Result<String> {
     let (hub, tag) = (default(values, "global.hub")?, default(values, "global.tag")?);
     let hub = hub
         .as_str()
@@ -282,7 +302,7 @@ mod tests {
     fn values() -> Value {
         serde_json::json!({
             "global": {"hub": "", "tag": "dev"},
-            "a": {"replicas": 2, "none": [], "list": [{"b": 1, "a": "x"}], "empty": "", "word": "w", "off": false},
+            "a": {"replicas": 2, "none": [], "list": [{"b": 1, "a": "x"}], "empty": "", "word": "w", "off": false, "names": ["x", "y"]},
         })
     }
 
@@ -325,6 +345,21 @@ mod tests {
             "{{- if .Values.a.off }}\nx: 1\n{{- end }}\n{{- if gt (int .Values.a.replicas) 1 }}\ny: 1\n{{- end }}\n"
         );
         assert!(render("#@ if a.off\n", &values(), Form::Plain).is_err());
+        let (plain, template) = both("#@ if-is a.word w\nx: 1\n#@ end\n#@ if-is a.word other\ny: 1\n#@ end\n");
+        assert_eq!(plain, "x: 1\n");
+        let other = "{{- if eq .Values.a.word \"other\" }}\ny: 1\n{{- end }}\n";
+        assert_eq!(
+            template,
+            format!("{{{{- if eq .Values.a.word \"w\" }}}}\nx: 1\n{{{{- end }}}}\n{other}")
+        );
+    }
+
+    #[test]
+    fn a_list_is_joined() {
+        let (plain, template) = both("v: x,y #= join a.names\n");
+        assert_eq!(plain, "v: x,y\n");
+        assert_eq!(template, "v: {{ join \",\" .Values.a.names | quote }}\n");
+        assert!(render("v: x #= join a.names\n", &values(), Form::Plain).is_err());
     }
 
     // spec: OPS-008
