@@ -17,7 +17,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Keeps the plugin installed on this node, until SIGTERM
-    Agent(AgentArguments),
+    Agent(Box<AgentArguments>),
     /// Removes the plugin from this node, where an agent could not
     Uninstall(agent::Directories),
 }

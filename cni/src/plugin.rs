@@ -26,11 +26,11 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(code: u32, message: &str, details: impl ToString) -> Self {
+    fn new(code: u32, message: &str, details: impl Into<String>) -> Self {
         Self {
             code,
             message: format!("{NAME}: {message}"),
-            details: details.to_string(),
+            details: details.into(),
         }
     }
 
@@ -77,7 +77,7 @@ async fn obey(
         ));
     }
     let wire: Wire = serde_json::from_slice(input)
-        .map_err(|error| Failure::new(UNREADABLE, "read the network configuration", error))?;
+        .map_err(|error| Failure::new(UNREADABLE, "read the network configuration", error.to_string()))?;
     let version = version.unwrap_or_default();
     if !VERSIONS.contains(&version) {
         let accepted = format!("cniVersion {version:?}; must be one of {}", VERSIONS.join(", "));
@@ -112,7 +112,7 @@ async fn obey(
             Err(error) => Err(Failure::new(
                 UNAVAILABLE,
                 "the agent of DaemonSet weft-cni is not ready on this node",
-                error,
+                error.to_string(),
             )),
         },
         // The rules go with the namespace, and the plugin keeps nothing of its own.
@@ -136,8 +136,8 @@ async fn redirect_of(
     let found = lookup::find(&settings.kubeconfig, &pod)
         .await
         .map_err(|error| Failure::new(TRY_AGAIN, "what the pod asks for is not known", chain(&error)))?;
-    let decision =
-        pod::decide(&found).map_err(|problem| Failure::new(INVALID_POD, "the pod cannot be redirected", problem))?;
+    let decision = pod::decide(&found)
+        .map_err(|problem| Failure::new(INVALID_POD, "the pod cannot be redirected", problem.to_string()))?;
     let Decision::Redirect(mut arguments) = decision else {
         return Ok(None);
     };

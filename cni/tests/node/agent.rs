@@ -24,6 +24,10 @@ struct Node {
 
 impl Node {
     fn new(answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
+        Self::with("off", answer)
+    }
+
+    fn with(repair_mode: &str, answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
         let folder = tempfile::tempdir().expect("a directory");
         let api = Api::new(answer);
         let below = |name: &str| folder.path().join(name);
@@ -41,7 +45,13 @@ impl Node {
             .env_clear()
             .env("KUBECONFIG", below("kubeconfig"))
             .env("NODE_NAME", "node-1")
-            .args(["agent", "--repair-mode", "off", "--node-conf-dir", "/etc/cni/net.d"])
+            .args([
+                "agent",
+                "--repair-mode",
+                repair_mode,
+                "--node-conf-dir",
+                "/etc/cni/net.d",
+            ])
             .args(["--listen", &listen.to_string(), "--server", &api.server()])
             .arg("--bin-dir")
             .arg(below("bin"))
@@ -206,4 +216,101 @@ fn what_an_agent_left_behind_can_be_removed_by_hand() {
         .status()
         .expect("runs");
     assert!(removed.success() && node.is_absent());
+}
+
+/// A pod whose `weft-validation` found no redirect.
+fn waiting(namespace: &str) -> Value {
+    json!({
+        "metadata": {"name": "cart", "namespace": namespace, "uid": "u-1", "resourceVersion": "7", "annotations": {
+            "weft.dev/status": "{}",
+        }},
+        "spec": {
+            "nodeName": "node-1",
+            "initContainers": [{"name": "weft-validation"}, {"name": "weft-proxy"}],
+            "containers": [{"name": "app"}],
+        },
+        "status": {"phase": "Pending", "podIPs": [{"ip": "10.99.0.2"}], "initContainerStatuses": [{
+            "name": "weft-validation", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 126, "containerID": "c1"}},
+        }]},
+    })
+}
+
+/// The API server with such a pod in a namespace of users', and one in the control plane's.
+fn with_waiting_pods(path: &str) -> Answer {
+    let pods = [waiting("shop"), waiting("weft-system")];
+    match path {
+        _ if path.contains("watch=true") => refusal(500, "InternalError"),
+        _ if path.starts_with("/api/v1/pods?") => (
+            200,
+            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "9"}, "items": pods}),
+        ),
+        _ if path.contains("/pods/") => (200, waiting("shop")),
+        _ if path.contains("/events") => (
+            201,
+            json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {}}),
+        ),
+        _ => daemon_set(),
+    }
+}
+
+// spec: NET-136
+#[test]
+fn pods_that_began_too_early_are_dealt_with_as_the_mode_says() {
+    let pod = "/api/v1/namespaces/shop/pods/cart";
+    for (mode, change, sent, reason) in [
+        (
+            "delete",
+            format!("DELETE {pod}?"),
+            &["\"uid\":\"u-1\"", "\"resourceVersion\":\"7\""][..],
+            "RedirectRepaired",
+        ),
+        (
+            "label",
+            format!("PATCH {pod}/status?"),
+            &[
+                "\"weft.dev/uninitialized\":\"true\"",
+                "\"uid\":\"u-1\"",
+                "\"resourceVersion\":\"7\"",
+            ],
+            "RedirectRepaired",
+        ),
+        // Nothing of that pod runs here.
+        ("repair", String::new(), &[], "RedirectNotRepaired"),
+    ] {
+        let mut node = Node::with(mode, with_waiting_pods);
+        until("an Event is written", || {
+            let requests = node.api.requests();
+            requests
+                .iter()
+                .any(|request| request.starts_with("POST /apis/events.k8s.io/v1/namespaces/shop/events"))
+        });
+        until("ready", || node.is_ready());
+        assert!(node.end().success());
+        let requests = node.api.requests();
+        let own = "GET /api/v1/pods?&fieldSelector=spec.nodeName%3Dnode-1";
+        assert!(
+            requests.iter().any(|request| request.starts_with(own)),
+            "{mode}: {requests:#?}"
+        );
+        let is_change = |request: &&String| !request.starts_with("GET ");
+        let changes: Vec<&String> = requests.iter().filter(is_change).collect();
+        let (events, others): (Vec<&String>, Vec<&String>) =
+            changes.iter().partition(|request| request.contains("/events"));
+        assert!(events.len() == 1 && events[0].contains(reason), "{mode}: {changes:#?}");
+        assert_eq!(others.len(), usize::from(!sent.is_empty()), "{mode}: {changes:#?}");
+        for request in others {
+            assert!(request.starts_with(&change), "{mode}: {request}");
+            assert!(sent.iter().all(|part| request.contains(part)), "{mode}: {request}");
+        }
+    }
+    let mut node = Node::with("off", with_waiting_pods);
+    until("ready", || node.is_ready());
+    assert!(node.end().success());
+    assert!(
+        node.api
+            .requests()
+            .iter()
+            .all(|request| request.contains("/daemonsets/"))
+    );
 }

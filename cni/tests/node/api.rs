@@ -22,8 +22,10 @@ pub(crate) struct Api {
     shared: Arc<Shared>,
 }
 
+type Handler = Box<dyn FnMut(&str) -> Answer + Send>;
+
 struct Shared {
-    answer: Mutex<Box<dyn FnMut(&str) -> Answer + Send>>,
+    answer: Mutex<Handler>,
     requests: Mutex<Vec<String>>,
 }
 
@@ -75,7 +77,7 @@ impl Api {
         *self.shared.answer.lock().expect("no test panicked here") = Box::new(answer);
     }
 
-    /// What was asked for: method, path and, behind a space, the bearer token.
+    /// What was asked for: method, path, the bearer token, and what was sent along, with spaces between them.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().expect("no test panicked here").clone()
     }
@@ -120,8 +122,15 @@ fn serve(mut stream: StreamOwned<ServerConnection, std::net::TcpStream>, shared:
         .lines()
         .find_map(|line| line.strip_prefix("authorization: Bearer "))
         .unwrap_or_default();
-    let request = format!("{} {path} {token}", line[0]);
-    shared.requests.lock().expect("no test panicked here").push(request);
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut sent = vec![0; length.and_then(|length| length.parse().ok()).unwrap_or(0)];
+    stream.read_exact(&mut sent)?;
+    let request = format!("{} {path} {token} {}", line[0], String::from_utf8_lossy(&sent));
+    shared
+        .requests
+        .lock()
+        .expect("no test panicked here")
+        .push(request.trim_end().to_owned());
     let (code, object) = (shared.answer.lock().expect("no test panicked here"))(path);
     let body = object.to_string();
     write!(

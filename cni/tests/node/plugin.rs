@@ -97,7 +97,7 @@ fn previous() -> Value {
     })
 }
 
-fn pod(annotations: Value, environment: &[(&str, &str)]) -> Value {
+fn pod(annotations: &Value, environment: &[(&str, &str)]) -> Value {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "cart", "namespace": "shop", "uid": "u", "annotations": {
@@ -136,7 +136,7 @@ fn rules_of_init(arguments: Arguments) -> String {
 // spec: NET-131, NET-104
 #[test]
 fn a_new_sandbox_gets_the_rules_of_init_and_the_result_before_is_passed_on() {
-    let node = Node::new(pod(json!({}), &[]));
+    let node = Node::new(pod(&json!({}), &[]));
     let (code, said) = node.call("ADD");
     assert_eq!(code, 0, "{said}");
     assert_eq!(said.trim(), previous().to_string());
@@ -170,7 +170,7 @@ fn the_rules_follow_annotations_environment_and_ids_of_the_pod() {
         ("INVALID_DROP", "true"),
         ("WEFT_INBOUND_PORT", "16006"),
     ];
-    let mut asked = pod(annotations, &environment);
+    let mut asked = pod(&annotations, &environment);
     asked["spec"]["initContainers"][1]["securityContext"] = json!({"runAsUser": 2000, "runAsGroup": 3000});
     let node = Node::new(asked);
     let (code, said) = node.call("ADD");
@@ -194,12 +194,12 @@ fn the_rules_follow_annotations_environment_and_ids_of_the_pod() {
     });
     assert_eq!(rules, expected);
     // Without a word about DNS there is no capture of it.
-    let plain = Node::new(pod(json!({}), &[]));
+    let plain = Node::new(pod(&json!({}), &[]));
     plain.call("ADD");
     assert!(!plain.space.rules().contains("15053"));
     // With one, queries to any server, whatever the pod says of all servers and its node of its own.
     let node = Node::new(pod(
-        json!({}),
+        &json!({}),
         &[("ISTIO_META_DNS_CAPTURE", "true"), ("CAPTURE_ALL_DNS", "false")],
     ));
     node.call("ADD");
@@ -214,12 +214,12 @@ fn the_rules_follow_annotations_environment_and_ids_of_the_pod() {
 // spec: NET-133
 #[test]
 fn other_pods_pass_untouched() {
-    let mut plain = pod(json!({}), &[]);
+    let mut plain = pod(&json!({}), &[]);
     plain["metadata"]["annotations"] = Value::Null;
-    let mut with_init = pod(json!({}), &[]);
+    let mut with_init = pod(&json!({}), &[]);
     with_init["spec"]["initContainers"][0]["name"] = json!("weft-init");
-    let gateway = pod(json!({"inject.istio.io/templates": "gateway"}), &[]);
-    let none = pod(json!({"weft.dev/interception-mode": "NONE"}), &[]);
+    let gateway = pod(&json!({"inject.istio.io/templates": "gateway"}), &[]);
+    let none = pod(&json!({"weft.dev/interception-mode": "NONE"}), &[]);
     for pod in [plain, with_init, gateway, none] {
         let node = Node::new(pod.clone());
         let (code, said) = node.call("ADD");
@@ -227,7 +227,7 @@ fn other_pods_pass_untouched() {
         assert_eq!(node.space.rules(), "", "{pod}");
     }
     // Nobody is asked about those of the control plane and of excluded namespaces.
-    let node = Node::new(pod(json!({}), &[]));
+    let node = Node::new(pod(&json!({}), &[]));
     for namespace in ["weft-system", "kube-system"] {
         let (code, _) = node.call_for("ADD", namespace, &node.space.path);
         assert_eq!((code, node.space.rules()), (0, String::new()));
@@ -239,7 +239,7 @@ fn other_pods_pass_untouched() {
 #[test]
 fn a_value_that_cannot_be_honoured_fails_the_sandbox_with_its_text() {
     let bad = json!({"weft.dev/exclude-outbound-ports": "80-90", "weft.dev/include-outbound-cidrs": "10.0.0.1"});
-    let node = Node::new(pod(bad, &[("INVALID_DROP", "perhaps")]));
+    let node = Node::new(pod(&bad, &[("INVALID_DROP", "perhaps")]));
     let (code, said) = node.failure("ADD");
     assert_eq!(code, 100);
     for part in [
@@ -251,11 +251,11 @@ fn a_value_that_cannot_be_honoured_fails_the_sandbox_with_its_text() {
     }
     assert_eq!(node.space.rules(), "");
     // One that only the writer of the rules knows.
-    let node = Node::new(pod(json!({"weft.dev/exclude-interfaces": "a*"}), &[]));
+    let node = Node::new(pod(&json!({"weft.dev/exclude-interfaces": "a*"}), &[]));
     let (code, said) = node.failure("ADD");
     assert!(code == 100 && said.contains("a*"), "{said}");
     let node = Node::new(pod(
-        json!({}),
+        &json!({}),
         &[("ISTIO_META_DNS_CAPTURE", "true"), ("WEFT_INBOUND_PORT", "15053")],
     ));
     assert_eq!(node.failure("ADD").0, 100);
@@ -288,7 +288,7 @@ fn without_the_api_server_no_sandbox_begins_but_those_of_the_control_plane() {
     is_closed("ask the API server");
     // Another pod has its name.
     node.api.answer(|_| {
-        let mut other = pod(json!({}), &[]);
+        let mut other = pod(&json!({}), &[]);
         other["metadata"]["uid"] = json!("v");
         (200, other)
     });
@@ -310,7 +310,7 @@ fn without_the_api_server_no_sandbox_begins_but_those_of_the_control_plane() {
 // spec: NET-131
 #[test]
 fn the_rules_of_the_node_are_never_touched() {
-    let node = Node::new(pod(json!({}), &[]));
+    let node = Node::new(pod(&json!({}), &[]));
     let (code, said) = node.call_for("ADD", "shop", Path::new("/proc/self/ns/net"));
     assert_eq!(code, 1);
     assert!(said.contains("the node's own network namespace"), "{said}");
@@ -321,7 +321,7 @@ fn the_rules_of_the_node_are_never_touched() {
 // spec: NET-131
 #[test]
 fn a_check_finds_out_that_the_rules_are_gone_and_a_removal_needs_nothing() {
-    let node = Node::new(pod(json!({}), &[]));
+    let node = Node::new(pod(&json!({}), &[]));
     assert_eq!(node.failure("CHECK").0, 101);
     assert_eq!(node.call("ADD").0, 0);
     assert_eq!(node.call("CHECK"), (0, String::new()));
