@@ -140,7 +140,8 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
     for directory in [&places.bin_dir, &places.conf_dir, &arguments.account_dir] {
         follow(directory, Arc::clone(&changed))?;
     }
-    let keeping = tokio::spawn(keep(places.clone(), wanted.clone(), changed, installed));
+    let (stop, stopped) = watch::channel(());
+    let keeping = tokio::spawn(keep(places.clone(), wanted.clone(), changed, installed, stopped));
     let mending = (arguments.repair_mode != Mode::Off).then(|| {
         let controller = Controller {
             client: client.clone(),
@@ -155,9 +156,9 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    // Nobody may put back what is removed now.
-    keeping.abort();
-    drop(keeping.await);
+    // Nobody may put back what is removed now, so what is being installed is waited for.
+    drop(stop);
+    keeping.await.context("end the installation")?;
     if let Some(mending) = mending {
         mending.abort();
     }
@@ -171,8 +172,15 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Installs, and again whenever something changes; a slow timer finds what no event told.
-async fn keep(places: Places, wanted: Wanted, changed: Arc<Notify>, installed: watch::Sender<Result<(), String>>) {
+/// Installs, and again whenever something changes; a slow timer finds what no event told. Ends with the
+/// sender of `stopped`, and never in the middle of an installation.
+async fn keep(
+    places: Places,
+    wanted: Wanted,
+    changed: Arc<Notify>,
+    installed: watch::Sender<Result<(), String>>,
+    mut stopped: watch::Receiver<()>,
+) {
     loop {
         let (target, source) = (places.clone(), wanted.clone());
         let outcome = tokio::task::spawn_blocking(move || target.install(&source)).await;
@@ -192,9 +200,15 @@ async fn keep(places: Places, wanted: Wanted, changed: Arc<Notify>, installed: w
             tracing::warn!(problem, "the plugin is not installed");
         }
         installed.send_modify(|shown| *shown = outcome);
-        drop(tokio::time::timeout(INTERVAL, changed.notified()).await);
-        // Whoever rewrites a file does it in steps.
-        tokio::time::sleep(SETTLING).await;
+        let pause = async {
+            drop(tokio::time::timeout(INTERVAL, changed.notified()).await);
+            // Whoever rewrites a file does it in steps.
+            tokio::time::sleep(SETTLING).await;
+        };
+        tokio::select! {
+            _ = stopped.changed() => return,
+            () = pause => {}
+        }
     }
 }
 
