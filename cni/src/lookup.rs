@@ -30,14 +30,14 @@ pub enum LookupError {
         source: Box<kube::config::KubeconfigError>,
     },
     /// The API server refused, or did not answer.
-    #[error("ask the API server for pod {namespace}/{name}: {source}{}", hint(source))]
+    #[error("ask the API server for pod {namespace}/{name}: {}{}", said(cause), hint(cause))]
     Api {
         /// The pod's namespace.
         namespace: String,
         /// The pod's name.
         name: String,
         /// Why.
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
     /// It did not answer in time.
     #[error("the API server did not tell of pod {namespace}/{name} within {} s", LIMIT.as_secs())]
@@ -89,10 +89,10 @@ async fn get(kubeconfig: &Path, pod: &PodName) -> Result<Pod, LookupError> {
         path: kubeconfig.to_owned(),
         source: Box::new(source),
     };
-    let refused = |source| LookupError::Api {
+    let refused = |cause| LookupError::Api {
         namespace: pod.namespace.clone(),
         name: pod.name.clone(),
-        source: Box::new(source),
+        cause: Box::new(cause),
     };
     let read = Kubeconfig::read_from(kubeconfig).map_err(unusable)?;
     let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
@@ -105,6 +105,23 @@ async fn get(kubeconfig: &Path, pod: &PodName) -> Result<Pod, LookupError> {
 fn is_mirror(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     annotations.is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
+}
+
+/// What an Event has room for: the API server's own words, else what the attempt came to and why.
+fn said(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} ({})", status.message, status.code);
+    }
+    let mut out = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !out.contains(&text) {
+            out = format!("{out}: {text}");
+        }
+        next = cause.source();
+    }
+    out
 }
 
 fn hint(error: &kube::Error) -> &'static str {
