@@ -12,7 +12,7 @@ use slab::Slab;
 use weft_bundle::model::{Caller, Config, Denial, Granted, Request};
 use weft_bundle::wire::{MtlsMode, PathNormalization};
 
-use crate::exchange::Downstream;
+use crate::exchange::{Details, Downstream, Session};
 use crate::http::RequestHead;
 use crate::http::route::split_port;
 use crate::worker::Worker;
@@ -84,12 +84,32 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 #[must_use]
 pub fn caller(downstream: &Downstream, port: u16) -> Caller<'_> {
     Caller {
-        principal: downstream.principal.as_deref(),
+        principal: downstream.principal.as_deref().or_else(|| shown(downstream)),
         address: downstream.remote.ip(),
         destination: downstream.local.ip(),
         port,
         server_name: downstream.server_name.as_deref(),
     }
+}
+
+/// The identity in a certificate that a gateway's server verified by authorities of its own (AUTHZ-118). Of several names
+/// none counts.
+fn shown(downstream: &Downstream) -> Option<&str> {
+    let tls = downstream.tls.as_ref().filter(|_| downstream.is_tls)?;
+    match &tls.facts().uris[..] {
+        [uri] => Some(uri),
+        _ => None,
+    }
+}
+
+/// Decides on a connection of TCP, and notes a refusal (AUTHZ-023, AUTHZ-027).
+#[must_use]
+pub fn admits_tcp(config: &Config, port: u16, record: &mut Session) -> bool {
+    let judged = config.authorization.judge_tcp(caller(&record.downstream, port));
+    if let Err(denial) = &judged {
+        record.termination = Some(Details::Denied(denial.details.clone()));
+    }
+    judged.is_ok()
 }
 
 /// Decides on a request.

@@ -10,12 +10,14 @@ use tokio::time::{Instant, timeout_at};
 use weft_bundle::model::{Inside, Serves, Tls, TlsServer};
 use weft_bundle::wire::{Certificate, TlsSettings, TlsVersion};
 
+use crate::authorize;
 use crate::detect::{self, Among, Hello};
 use crate::exchange::{Details, Direction, Downstream, Flags, Session};
 use crate::http::server::{self, Handler};
 use crate::io::Io;
 use crate::listen::Incoming;
 use crate::outbound::{self, Next, Route};
+use crate::shared::Snapshot;
 use crate::telemetry::Counter;
 use crate::tls::{PeerTls, TlsStream, carries_one_of};
 use crate::worker::Worker;
@@ -45,7 +47,7 @@ async fn go_on(worker: Rc<Worker>, incoming: Incoming, port: Arc<OpenPort>) {
             let handler = Handler::Gateway(port);
             Box::pin(server::serve(worker, incoming, Arc::new(downstream), handler)).await;
         }
-        Begun::Other(next) => outbound::relay(&worker, next).await,
+        Begun::Other(next) => outbound::relay(&worker, next, Some(port.number)).await,
     }
 }
 
@@ -87,8 +89,10 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, port: &OpenPort) -> 
             let name = hello.server_name.as_deref().unwrap_or_default();
             match tls.find(name) {
                 Some(Tls::PassesThrough(destinations)) => {
+                    let mut downstream = incoming.downstream(worker, Direction::Outbound);
+                    downstream.server_name = Some(name.into());
                     let route = Route::Rule(destinations, Some(name));
-                    Begun::Other(outbound::session(worker, &snapshot, incoming, route).await)
+                    opaque(worker, &snapshot, incoming, downstream, port, route).await
                 }
                 Some(Tls::Ends(server)) => {
                     let server = server.clone();
@@ -102,9 +106,36 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, port: &OpenPort) -> 
             }
         }
         Serves::Tcp(destinations) => {
-            Begun::Other(outbound::session(worker, &snapshot, incoming, Route::Rule(destinations, None)).await)
+            let downstream = incoming.downstream(worker, Direction::Outbound);
+            opaque(
+                worker,
+                &snapshot,
+                incoming,
+                downstream,
+                port,
+                Route::Rule(destinations, None),
+            )
+            .await
         }
     }
+}
+
+/// Opens the other end of an opaque connection that policies allow (AUTHZ-004).
+async fn opaque(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    incoming: Incoming,
+    downstream: Downstream,
+    port: &OpenPort,
+    route: Route<'_>,
+) -> Begun {
+    let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
+    record.source = Some(snapshot.config.workload.clone());
+    if !authorize::admits_tcp(&snapshot.config, port.number, &mut record) {
+        incoming.io.reset();
+        return DONE;
+    }
+    Begun::Other(outbound::session_of(worker, snapshot, incoming, record, route).await)
 }
 
 /// First bytes tell HTTP/1 from HTTP/2; what is neither gets 400.
@@ -151,7 +182,7 @@ async fn end(
                 return DONE;
             };
             let route = Route::Rule(destinations, None);
-            Begun::Other(outbound::session_of(worker, &snapshot, incoming, downstream, route).await)
+            opaque(worker, &snapshot, incoming, downstream, port, route).await
         }
     }
 }

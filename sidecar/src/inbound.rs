@@ -314,18 +314,10 @@ async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hell
     matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules))
 }
 
-/// Decides on a connection of TCP, and notes a refusal (AUTHZ-023, AUTHZ-027).
+/// Decides by the newest policies on a connection of TCP.
 fn admits(worker: &Worker, rules: &Rules, record: &mut Session) -> bool {
-    let caller = authorize::caller(&record.downstream, rules.port);
-    let judged = worker.snapshot().map(|s| s.config.authorization.judge_tcp(caller));
-    match judged {
-        Some(Ok(_)) => true,
-        Some(Err(denial)) => {
-            record.termination = Some(Details::Denied(denial.details.clone()));
-            false
-        }
-        None => false,
-    }
+    let snapshot = worker.snapshot();
+    snapshot.is_some_and(|snapshot| authorize::admits_tcp(&snapshot.config, rules.port, record))
 }
 
 /// Begins the record of an opaque connection.

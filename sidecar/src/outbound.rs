@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use std::future::poll_fn;
-use weft_bundle::model::{Cluster, Destinations, Port};
+use weft_bundle::model::{Cluster, Config, Destinations, Port};
 use weft_bundle::wire::{HostKind, OutboundPolicy, Protocol, UpstreamTls};
 
+use crate::authorize;
 use crate::connect::{Opening, Secure};
 use crate::detect::{self, Among, Verdict};
-use crate::exchange::{Direction, Downstream, Flags, Session, Target};
+use crate::exchange::{Details, Direction, Flags, Session, Target};
 use crate::http::server::{self, Handler};
 use crate::io::Io;
 use crate::listen::Incoming;
@@ -131,15 +132,24 @@ pub async fn serve(worker: Rc<Worker>, incoming: Incoming) {
             };
             Box::pin(server::serve(worker, incoming, downstream, handler)).await;
         }
-        next => relay(&worker, next).await,
+        next => relay(&worker, next, None).await,
     }
 }
 
-/// Carries an opaque connection to its end.
-pub(crate) async fn relay(worker: &Worker, next: Next) {
+/// Carries an opaque connection to its end. `guarded`: the port of a gateway, whose policies must allow it (BYD-002).
+pub(crate) async fn relay(worker: &Worker, next: Next, guarded: Option<u16>) {
     if let Next::Relay(relay) = next {
         let Relay { io, opened, mut record } = *relay;
-        Box::pin(tcp::relay(worker, io, opened, &mut record)).await;
+        let downstream = record.downstream.clone();
+        let relay = Box::pin(tcp::relay(worker, io, opened, &mut record));
+        let Some(port) = guarded else { return relay.await };
+        let judge = |config: &Config| {
+            let caller = authorize::caller(&downstream, port);
+            config.authorization.judge_tcp(caller).map(drop)
+        };
+        if let Err(denial) = authorize::while_granted(worker, relay, judge).await {
+            record.termination = Some(Details::Denied(denial.details.clone()));
+        }
     }
 }
 
@@ -371,19 +381,19 @@ pub(crate) async fn session(worker: &Rc<Worker>, snapshot: &Snapshot, incoming: 
     if let Route::Rule(_, Some(sni)) = route {
         downstream.server_name = Some(sni.into());
     }
-    session_of(worker, snapshot, incoming, downstream, route).await
+    let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
+    record.source = Some(snapshot.config.workload.clone());
+    session_of(worker, snapshot, incoming, record, route).await
 }
 
-/// As [`session`], where more is known of the client.
+/// As [`session`], with a record that has begun.
 pub(crate) async fn session_of(
     worker: &Rc<Worker>,
     snapshot: &Snapshot,
     mut incoming: Incoming,
-    downstream: Downstream,
+    mut record: Session,
     route: Route<'_>,
 ) -> Next {
-    let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
-    record.source = Some(snapshot.config.workload.clone());
     let dialled = incoming.dialled;
     // Where TLS is added the client's first bytes tell whether it is there already (BYD-022); a client that waits for
     // the server gets what it waits for.

@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use weft_bundle::model::{Inside, Listener, Serves, Tls, VirtualHosts};
+use weft_bundle::model::{Config, Denial, Granted, Inside, Listener, Serves, Tls, VirtualHosts};
 
 use super::client::Response;
 use super::inbound::element;
@@ -15,7 +16,7 @@ use super::rescue::{Audience, Failure, rescue};
 use super::route::split_port;
 use super::{Body, RequestHead, path};
 use crate::authorize::{self, Asked, Dialled};
-use crate::exchange::Exchange;
+use crate::exchange::{Downstream, Exchange};
 use crate::gateway::OpenPort;
 use crate::shared::Snapshot;
 use crate::worker::Worker;
@@ -64,15 +65,7 @@ async fn serve(
     };
     path::admit(&mut head, config.mesh.path_normalization)?;
     prepare(&mut head, exchange, if is_tls { "https" } else { "http" });
-    let asked = Asked {
-        head: &head,
-        dialled: Dialled {
-            port: listener.port,
-            services: &[listener.service_port],
-        },
-        believes_proxies: false,
-    };
-    let granted = authorize::request(config, &exchange.downstream, &asked);
+    let granted = judge(config, listener, &exchange.downstream, &head);
     exchange.audited = granted.map_err(|denial| Failure::denied(&denial))?.audited;
     let domain = domains.find(&name_of(&head.authority)).ok_or_else(Failure::no_route)?;
     // A port in the Host may be that of the Service or of the pod (BYD-064).
@@ -85,7 +78,46 @@ async fn serve(
         grpc_web: listener.grpc_web,
         audience: Audience::Outside,
     };
-    follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange).await
+    // Rules change it on its way.
+    let asked = head.clone();
+    let downstream = exchange.downstream.clone();
+    let forward = follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange);
+    let judge = |config: &Config| again(config, number, &downstream, &asked);
+    let outcome = authorize::while_granted(worker, forward, judge).await;
+    exchange.asked = Some(asked);
+    outcome.unwrap_or_else(|denial| Err(Failure::denied(&denial)))
+}
+
+/// Decides on a request (AUTHZ-004). Addresses that its client tells of prove nothing (AUTHZ-060).
+fn judge(
+    config: &Config,
+    listener: &Listener,
+    downstream: &Downstream,
+    head: &RequestHead,
+) -> Result<Granted, Arc<Denial>> {
+    let asked = Asked {
+        head,
+        dialled: Dialled {
+            port: listener.port,
+            services: &[listener.service_port],
+        },
+        believes_proxies: false,
+    };
+    authorize::request(config, downstream, &asked)
+}
+
+/// Decides again on a request that goes on (BYD-002).
+///
+/// # Errors
+/// What refuses it now.
+pub(super) fn again(
+    config: &Config,
+    number: u16,
+    downstream: &Downstream,
+    head: &RequestHead,
+) -> Result<(), Arc<Denial>> {
+    let listener = config.listeners.get(&number);
+    listener.map_or(Ok(()), |listener| judge(config, listener, downstream, head).map(drop))
 }
 
 /// The names of a port; behind TLS those of the server that the client's server name chose, and of no other (GW-057).

@@ -232,10 +232,14 @@ async fn while_granted<F: Future>(
     asked: Option<&RequestHead>,
     what: F,
 ) -> Result<F::Output, Details> {
-    let (Handler::Inbound { port, .. }, Some(head)) = (handler, asked) else {
+    let (Handler::Inbound { .. } | Handler::Gateway(_), Some(head)) = (handler, asked) else {
         return Ok(what.await);
     };
-    let judge = |config: &Config| authorize::again(config, downstream, *port, Some(head));
+    let judge = |config: &Config| match handler {
+        Handler::Outbound { .. } => Ok(()),
+        Handler::Inbound { port, .. } => authorize::again(config, downstream, *port, Some(head)),
+        Handler::Gateway(port) => gateway::again(config, port.number, downstream, head),
+    };
     let end = authorize::while_granted(worker, what, judge).await;
     end.map_err(|denial| Details::Denied(denial.details.clone()))
 }
