@@ -571,3 +571,102 @@ fn a_gateway_that_ends_serves_everybody_until_its_grace_period_is_nearly_over() 
     }
     assert_eq!(proxy.wait(), Some(0));
 }
+
+/// The bundle of a gateway with these listeners and policies.
+fn guarded(listeners: &[&str], policies: &str) -> String {
+    format!("{}authorization:\n{policies}\n", bundle(listeners))
+}
+
+const NOBODY: &str = "- {namespace: istio-ingress, name: nobody, action: DENY, rules: [{}]}";
+
+// spec: AUTHZ-004, AUTHZ-060, AUTHZ-022, BYD-064
+#[test]
+fn policies_of_a_gateway_judge_what_its_clients_ask_for() {
+    let app = App::echo();
+    let gateway = Gateway::start(&[&for_all(8080)], &echo_endpoints(&[(app.address, false)]));
+    gateway.proxy.configure(&guarded(
+        &[&for_all(8080)],
+        "- {namespace: istio-ingress, name: p, rules: [{to: [[{key: request.host, values: [h.example]}]]}, {from: [[{key: \
+         source.ip, values: [127.0.0.1]}]], to: [[{key: request.path, values: [/ip]}]]}, {from: [[{key: remote.ip, values: \
+         [1.2.3.4]}]], to: [[{key: request.path, values: [/rip]}]]}]}",
+    ));
+    assert_eq!(gateway.ask(8080, "h.example", "/").status(), 200);
+    assert_eq!(gateway.ask(8080, "h.example:8080", "/").status(), 200);
+    assert_eq!(gateway.ask(8080, "g.example", "/ip").status(), 200);
+    let refused = gateway.ask(8080, "g.example", "/");
+    assert_eq!(
+        (refused.status(), refused.text().as_str()),
+        (403, "RBAC: access denied")
+    );
+    assert_eq!(refused.field("x-weft-reason"), None);
+    let mut client = gateway.connect(8080);
+    // Whoever reaches a gateway may write anything there.
+    client.send("GET /rip HTTP/1.1\r\nHost: g.example\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 403);
+}
+
+// spec: AUTHZ-004, AUTHZ-055, AUTHZ-082, BYD-002, BYD-065
+#[test]
+fn policies_of_a_gateway_judge_connections_too() {
+    let (one, two) = ("{port: 8443, tls: {passthrough: [{sni: ['*'], destinations: [", "]}]}}");
+    let tls = format!("{one}{{host: {ECHO}, port: 80}}{two}");
+    let tcp = format!("{{port: 31400, tcp: [{{host: {ECHO}, port: 80}}]}}");
+    let listeners = [tls.as_str(), tcp.as_str()];
+    let gateway = Gateway::start(&listeners, &echo_endpoints(&[(greeter("hello"), false)]));
+    assert_eq!(gateway.said(8443, &client_hello("a.example")), "hello");
+    assert_eq!(gateway.said(31400, b""), "hello");
+    let by_name = "- {namespace: istio-ingress, name: p, action: DENY, rules: [{when: [{key: connection.sni, values: \
+                   [a.example]}]}]}";
+    gateway.proxy.configure(&guarded(&listeners, by_name));
+    assert_eq!(gateway.said(8443, &client_hello("a.example")), "");
+    assert_eq!(gateway.said(8443, &client_hello("b.example")), "hello");
+    assert_eq!(gateway.said(31400, b""), "hello");
+    gateway.proxy.configure(&guarded(&listeners, NOBODY));
+    assert_eq!(gateway.said(31400, b""), "");
+
+    // What is open goes on under a policy that allows it.
+    let server = TcpListener::bind((address(), 0)).expect("listener");
+    gateway
+        .proxy
+        .endpoints(&echo_endpoints(&[(server.local_addr().expect("address"), false)]));
+    gateway.proxy.configure(&guarded(&listeners, by_name));
+    let mut client = TcpStream::connect(gateway.at(31400)).expect("the gateway listens");
+    client.set_read_timeout(Some(LIMIT)).expect("option");
+    let (mut peer, _) = server.accept().expect("carried on");
+    gateway
+        .proxy
+        .configure(&guarded(&listeners, &by_name.replace("a.example", "c.example")));
+    client.write_all(b"x").expect("sent");
+    let mut byte = [0];
+    peer.read_exact(&mut byte).expect("carried");
+    gateway.proxy.configure(&guarded(&listeners, NOBODY));
+    assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "it is refused now");
+    let counted = "weft_policy_closed_total{policy=\"AuthorizationPolicy istio-ingress/nobody\"} 1";
+    wait_for("the count", || {
+        gateway.proxy.shared.telemetry.prometheus().contains(counted)
+    });
+}
+
+// spec: BYD-002
+#[test]
+fn an_answer_of_a_gateway_lasts_until_a_policy_refuses_its_request() {
+    let app = support::serving(address(), |mut stream| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut buffer = [0; 4096];
+        let _ = stream.read(&mut buffer).await;
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        let _ = stream.write_all(head.as_bytes()).await;
+        let _ = stream.read(&mut buffer).await;
+    });
+    let gateway = Gateway::start(&[&for_all(8080)], &echo_endpoints(&[(app, false)]));
+    let mut client = gateway.connect(8080);
+    client.send("GET /stream HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait_for("the beginning", || {
+        client.read_more() && client.buffered().contains("abc")
+    });
+    gateway.proxy.configure(&guarded(
+        &[&for_all(8080)],
+        "- {namespace: istio-ingress, name: p, action: DENY, rules: [{to: [[{key: request.path, values: [/stream]}]]}]}",
+    ));
+    wait_for("the end", || !client.read_more());
+}

@@ -574,6 +574,40 @@ fn clients_show_certificates_that_are_verified() {
     );
 }
 
+// spec: AUTHZ-118, AUTHZ-035
+#[test]
+fn policies_see_the_identity_in_a_certificate_that_was_verified() {
+    let (app, files) = (App::echo(), Certificates::new());
+    files.write("a", &["a.com"]);
+    let clients = format!(
+        ", clients: {{authorities: {{file: {}}}, optional: true}}",
+        files.text("ca.crt")
+    );
+    let servers = [files.server("a.com", "a", &clients, HTTP)];
+    let gateway = Gateway::start(app.address, &servers);
+    let revision = gateway.volumes.configure(&format!(
+        "{}authorization:\n- {{namespace: istio-ingress, name: p, rules: [{{from: [[{{key: source.principal, values: \
+         [partner/ns/a/sa/b]}}]]}}, {{from: [[{{key: source.namespace, values: [other]}}]]}}]}}\n",
+        bundle(&servers)
+    ));
+    gateway.proxy.wait_for_config(&revision);
+    let of = |id: &str| files.authority.sign(&leaf(id));
+    let (partner, other, stranger) = (
+        of("spiffe://partner/ns/a/sa/b"),
+        of("spiffe://partner/ns/other/sa/x"),
+        of("spiffe://partner/ns/a/sa/bb"),
+    );
+    for (own, is_served) in [
+        (None, false),
+        (Some(&partner), true),
+        (Some(&other), true),
+        (Some(&stranger), false),
+    ] {
+        let client = files.client_with(&["http/1.1"], &BOTH, own);
+        assert_eq!(gateway.serves(&client, "a.com"), is_served);
+    }
+}
+
 // spec: GW-041, GW-046
 #[test]
 fn clients_are_verified_with_what_a_credential_holds() {
