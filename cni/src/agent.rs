@@ -1,6 +1,7 @@
 //! The DaemonSet's process: keeps the plugin installed on its node, and mends pods that began without it.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::install::{KUBECONFIG, Places, Wanted};
 use crate::network::Settings;
@@ -72,6 +74,9 @@ pub struct Arguments {
     /// The DaemonSet of this agent: where it is gone, the plugin is removed at the end
     #[arg(long, default_value = "weft-cni")]
     pub daemon_set: String,
+    /// For how many seconds after SIGTERM the DaemonSet is asked for; less than the pod's grace period
+    #[arg(long, default_value_t = 25)]
+    pub leave_limit: u64,
     /// What becomes of pods that began before the plugin was ready
     #[arg(long, env = "WEFT_CNI_REPAIR_MODE", value_enum, default_value = "repair")]
     pub repair_mode: Mode,
@@ -156,13 +161,14 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    let limit = Instant::now() + Duration::from_secs(arguments.leave_limit.min(MOST));
     // Nobody may put back what is removed now, so what is being installed is waited for.
     drop(stop);
     keeping.await.context("end the installation")?;
     if let Some(mending) = mending {
         mending.abort();
     }
-    match leaving(&client, &arguments.namespace, &arguments.daemon_set).await {
+    match leaving(&client, &arguments.namespace, &arguments.daemon_set, limit).await {
         Leaving::Restart(reason) => tracing::info!(reason, "the plugin stays"),
         Leaving::Uninstall(reason) => {
             tracing::info!(reason, "the plugin is removed");
@@ -244,19 +250,28 @@ enum Leaving {
 
 /// Asks for the DaemonSet. Where its rights or its account are gone, the installation is on its way out, and the plugin,
 /// which uses the same account, could not work: it is removed then, too. A wrong removal is mended by the next agent; a
-/// plugin that stays behind lets no pod begin.
-async fn leaving(client: &Client, namespace: &str, name: &str) -> Leaving {
+/// plugin that stays behind lets no pod begin. So an API server that does not tell is asked again, until `limit`.
+async fn leaving(client: &Client, namespace: &str, name: &str, limit: Instant) -> Leaving {
     let all: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    match tokio::time::timeout(PATIENCE, all.get_metadata_opt(name)).await {
-        Ok(Ok(None)) => Leaving::Uninstall("the DaemonSet is gone"),
-        Ok(Ok(Some(found))) if found.metadata.deletion_timestamp.is_some() => {
-            Leaving::Uninstall("the DaemonSet is being deleted")
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let patience = limit.min(Instant::now() + PATIENCE);
+        match tokio::time::timeout_at(patience, all.get_metadata_opt(name)).await {
+            Ok(Ok(None)) => return Leaving::Uninstall("the DaemonSet is gone"),
+            Ok(Ok(Some(found))) if found.metadata.deletion_timestamp.is_some() => {
+                return Leaving::Uninstall("the DaemonSet is being deleted");
+            }
+            Ok(Ok(Some(_))) => return Leaving::Restart("the DaemonSet is there"),
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => {
+                return Leaving::Uninstall("the agent's account or its rights are gone");
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
-        Ok(Ok(Some(_))) => Leaving::Restart("the DaemonSet is there"),
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => {
-            Leaving::Uninstall("the agent's account or its rights are gone")
+        if Instant::now() + pause >= limit {
+            return Leaving::Restart("the API server does not tell whether the DaemonSet is there");
         }
-        Ok(Err(_)) | Err(_) => Leaving::Restart("the API server does not tell whether the DaemonSet is there"),
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PATIENCE);
     }
 }
 
@@ -265,9 +280,7 @@ async fn serve(
     installed: watch::Receiver<Result<(), String>>,
     synced: watch::Receiver<bool>,
 ) -> Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}"))?;
+    let listener = listen(address, TcpListener::bind).await?;
     let ready = move || {
         let (installed, synced) = (installed.borrow().clone(), *synced.borrow());
         async move {
@@ -292,6 +305,19 @@ async fn serve(
     Ok(())
 }
 
+/// Both address families on one socket; IPv4 alone where a node has no IPv6.
+async fn listen<T>(address: SocketAddr, bind: impl AsyncFn(SocketAddr) -> io::Result<T>) -> Result<T> {
+    match bind(address).await {
+        Err(error)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && error.raw_os_error() == Some(EAFNOSUPPORT) =>
+        {
+            let fallback = SocketAddr::from(([0, 0, 0, 0], address.port()));
+            bind(fallback).await.with_context(|| format!("listen on {fallback}"))
+        }
+        bound => bound.with_context(|| format!("listen on {address}")),
+    }
+}
+
 /// The API server's Service: the node reaches it as pods do.
 fn service_address() -> Result<String> {
     let read = |name: &str| std::env::var(name).with_context(|| format!("variable {name} is not set; give --server"));
@@ -306,3 +332,36 @@ fn service_address() -> Result<String> {
 const INTERVAL: Duration = Duration::from_secs(60);
 const SETTLING: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Seconds of `--leave-limit`: a time that can be added to any other.
+const MOST: u64 = 3600;
+/// Linux' code of "address family not supported".
+const EAFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: NET-132
+    #[tokio::test]
+    async fn a_node_without_ipv6_is_served_by_ipv4() {
+        let without = async |address: SocketAddr| match address {
+            SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(EAFNOSUPPORT)),
+            SocketAddr::V4(_) => Ok(address),
+        };
+        let any = "[::]:15014".parse().expect("an address");
+        assert_eq!(
+            listen(any, without).await.expect("listens"),
+            "0.0.0.0:15014".parse().expect("an address")
+        );
+        // One that was asked for is not exchanged, and other reasons do not go away.
+        assert!(
+            listen("[::1]:15014".parse().expect("an address"), without)
+                .await
+                .is_err()
+        );
+        let taken = async |_: SocketAddr| Err::<(), _>(io::Error::from(io::ErrorKind::AddrInUse));
+        let told = listen(any, taken).await.expect_err("is taken").to_string();
+        assert_eq!(told, "listen on [::]:15014");
+    }
+}

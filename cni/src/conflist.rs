@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::network::NAME;
+use crate::plugin::VERSIONS;
 
 /// Why a network configuration cannot be edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +14,9 @@ pub enum ConflistError {
     /// It holds no list of plugins.
     #[error("has no list `plugins`, behind which the plugin could be chained")]
     NoList,
+    /// With an entry in it the runtime would call the plugin in a version that it refuses, for each pod of the node.
+    #[error("cniVersion {0}; must be one of {list}, else the plugin would let no pod begin", list = VERSIONS.join(", "))]
+    Version(Value),
 }
 
 /// The file that the runtime takes: the first by name of those that hold network configurations.
@@ -35,6 +39,7 @@ pub fn is_configuration(name: &str) -> bool {
 /// [`ConflistError`].
 pub fn edit(text: &str, entry: Option<&Value>) -> Result<Option<String>, ConflistError> {
     let mut object: Value = serde_json::from_str(text).map_err(|e| ConflistError::Unreadable(e.to_string()))?;
+    let version = object.get("cniVersion").cloned().unwrap_or_default();
     let Some(plugins) = object.get_mut("plugins").and_then(Value::as_array_mut) else {
         // What is no list has no entry either.
         return if entry.is_some() {
@@ -47,6 +52,9 @@ pub fn edit(text: &str, entry: Option<&Value>) -> Result<Option<String>, Conflis
     plugins.retain(|plugin| plugin.get("type").and_then(Value::as_str) != Some(NAME));
     if plugins.is_empty() && entry.is_some() {
         return Err(ConflistError::NoList);
+    }
+    if entry.is_some() && !version.as_str().is_some_and(|version| VERSIONS.contains(&version)) {
+        return Err(ConflistError::Version(version));
     }
     plugins.extend(entry.cloned());
     if *plugins == before {
@@ -121,6 +129,30 @@ mod tests {
         }
         assert!(matches!(edit("{", Some(&entry())), Err(ConflistError::Unreadable(_))));
         assert_eq!(edit(r#"{"type":"bridge"}"#, None), Ok(None));
+    }
+
+    // spec: NET-132
+    #[test]
+    fn a_version_that_the_plugin_refuses_gets_no_entry_and_loses_one() {
+        let chained = edit(CONFLIST, Some(&entry())).expect("a list").expect("changed");
+        for version in ["null", "\"\"", "\"0.2.0\"", "\"2.0.0\"", "1"] {
+            for text in [CONFLIST, &chained] {
+                let text = text.replacen("\"0.4.0\"", version, 1);
+                let refused = edit(&text, Some(&entry())).expect_err("is refused").to_string();
+                assert!(
+                    refused.starts_with(&format!("cniVersion {version}; must be one of 0.3.0, ")),
+                    "{refused}"
+                );
+            }
+            let back = edit(&chained.replacen("\"0.4.0\"", version, 1), None).expect("a list");
+            assert_eq!(types(&back.expect("changed")), ["bridge"]);
+        }
+        let untold = r#"{"name":"pods","plugins":[{"type":"bridge"}]}"#;
+        assert_eq!(edit(untold, Some(&entry())), Err(ConflistError::Version(Value::Null)));
+        for version in VERSIONS {
+            let edited = edit(&CONFLIST.replacen("0.4.0", version, 1), Some(&entry())).expect("is accepted");
+            assert_eq!(types(&edited.expect("changed")), ["bridge", NAME], "{version}");
+        }
     }
 
     // spec: NET-132

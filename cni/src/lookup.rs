@@ -96,7 +96,10 @@ async fn get(kubeconfig: &Path, pod: &PodName) -> Result<Pod, LookupError> {
     };
     let read = Kubeconfig::read_from(kubeconfig).map_err(unusable)?;
     let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-    let client = Client::try_from(config.map_err(unusable)?).map_err(refused)?;
+    let mut config = config.map_err(unusable)?;
+    // That of the runtime's environment is for images; the API server is of the cluster.
+    config.proxy_url = None;
+    let client = Client::try_from(config).map_err(refused)?;
     let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
     pods.get(&pod.name).await.map_err(refused)
 }

@@ -1,4 +1,4 @@
-//! The plugin as the container runtime calls it (CNI, versions 0.3.1 to 1.1.0).
+//! The plugin as the container runtime calls it (CNI, versions 0.3.0 to 1.1.0).
 //!
 //! It is chained behind the plugin that makes the pod's interfaces: what that one returned is passed on as it is.
 
@@ -15,7 +15,7 @@ use crate::network::{NAME, Settings};
 use crate::pod::{self, Decision};
 
 /// Versions of CNI that the plugin speaks.
-pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// A call that failed, as CNI has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Failure {
 /// [`Failure`], for standard output as well.
 pub async fn answer(environment: &BTreeMap<String, String>, input: &[u8]) -> Result<Option<Value>, (String, Failure)> {
     let version = version_of(input);
-    let spoken = version.clone().unwrap_or_else(|| VERSIONS[0].to_owned());
+    let spoken = version.clone().unwrap_or_else(|| UNTOLD.to_owned());
     let command = environment.get("CNI_COMMAND").map(String::as_str).unwrap_or_default();
     if command == "VERSION" {
         return Ok(Some(json!({ "cniVersion": spoken, "supportedVersions": VERSIONS })));
@@ -76,6 +76,11 @@ async fn obey(
             format!("{command:?}; {accepted}"),
         ));
     }
+    if matches!(command, "DEL" | "GC") {
+        // The rules go with the namespace, and the plugin keeps nothing of its own: whatever the configuration says, and in
+        // whichever version, a sandbox can be taken down.
+        return Ok(None);
+    }
     let wire: Wire = serde_json::from_slice(input)
         .map_err(|error| Failure::new(UNREADABLE, "read the network configuration", error.to_string()))?;
     let version = version.unwrap_or_default();
@@ -95,7 +100,7 @@ async fn obey(
             Ok(Some(previous))
         }
         "CHECK" => {
-            if version == "0.3.1" {
+            if version.starts_with("0.3.") {
                 return Err(Failure::new(
                     INCOMPATIBLE,
                     "incompatible CNI version",
@@ -107,7 +112,8 @@ async fn obey(
             }
             Ok(None)
         }
-        "STATUS" => match std::fs::metadata(&wire.settings()?.kubeconfig) {
+        // STATUS.
+        _ => match std::fs::metadata(&wire.settings()?.kubeconfig) {
             Ok(_) => Ok(None),
             Err(error) => Err(Failure::new(
                 UNAVAILABLE,
@@ -115,8 +121,6 @@ async fn obey(
                 error.to_string(),
             )),
         },
-        // The rules go with the namespace, and the plugin keeps nothing of its own.
-        _ => Ok(None),
     }
 }
 
@@ -237,6 +241,9 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     out
 }
+
+/// The version of an error where the caller tells none.
+const UNTOLD: &str = "0.3.1";
 
 // Codes of CNI.
 const INCOMPATIBLE: u32 = 1;

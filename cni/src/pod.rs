@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use weft_bundle::key::pod::{INIT_CONTAINER, PROXY_CONTAINER};
+use weft_bundle::key::pod::{INIT_CONTAINER, PROXY_CONTAINER, VALIDATION_CONTAINER};
 use weft_bundle::key::{InterceptionMode, STATUS_ANNOTATION, Template, pod as shape};
 use weft_sidecar::arguments::switch;
 use weft_sidecar::init::{Arguments, Cidrs, Mode, Ports};
@@ -64,25 +64,35 @@ fn left_alone(
     annotations: &BTreeMap<String, String>,
     labels: &BTreeMap<String, String>,
 ) -> Option<&'static str> {
-    let says_no = |key: &str, values: &[&str]| {
-        let said = labels.get(key).or_else(|| annotations.get(key));
-        said.is_some_and(|value| values.contains(&value.as_str()))
-    };
+    // The injector has judged the keys by then, and without a redirect such a pod would wait for ever.
+    let is_validated = pod.spec.as_ref().is_some_and(|spec| {
+        let mut inits = spec.init_containers.iter().flatten();
+        inits.any(|container| container.name == VALIDATION_CONTAINER)
+    });
     let is_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     let checks = [
         (is_host, "it is in the node's network"),
         (!annotations.contains_key(STATUS_ANNOTATION), "it was not injected"),
         (shape::template(annotations) == Template::Gateway, "it is a gateway"),
-        (
-            says_no("weft.dev/inject", &["false", "disabled"]) || says_no("sidecar.istio.io/inject", &["false"]),
-            "its inject key says no",
-        ),
+        (!is_validated && says_no(annotations, labels), "its inject key says no"),
         (
             containers(pod).any(|container| container.name == INIT_CONTAINER),
             "its weft-init sets the redirect",
         ),
     ];
     checks.into_iter().find_map(|(holds, reason)| holds.then_some(reason))
+}
+
+/// Whether the inject keys take the pod out, in the injector's order (INJ-010 ff.): the first label that is understood,
+/// and without one the annotation.
+fn says_no(annotations: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    const ISTIO: &str = "sidecar.istio.io/inject";
+    let said = ["weft.dev/inject", ISTIO].iter().filter_map(|key| labels.get(*key));
+    let mut understood = said.filter(|value| matches!(value.as_str(), "true" | "false"));
+    understood
+        .next()
+        .or_else(|| annotations.get(ISTIO))
+        .is_some_and(|value| value == "false")
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
@@ -101,15 +111,22 @@ impl Reader<'_> {
     /// `None` is NONE; what is no mode is a problem, and read as the default.
     fn mode(&mut self) -> Option<Mode> {
         let written = self.annotations.get(MODE);
+        if written.is_none() && self.has_variable(MODE_VARIABLE) {
+            // Where the injector wrote down what it had found in all other places.
+            let mut mode = InterceptionMode::Redirect;
+            let accepted = || "REDIRECT, TPROXY or NONE".to_owned();
+            self.variable(MODE_VARIABLE, &mut mode, |text| shape::mode(text).ok_or_else(accepted));
+            return mode_of(mode);
+        }
         if let Some(text) = written.filter(|text| shape::mode(text.trim()).is_none()) {
             self.problems
                 .push(format!("annotation {MODE}: {text:?}; must be REDIRECT, TPROXY or NONE"));
         }
-        match shape::interception_mode(self.annotations, InterceptionMode::Redirect) {
-            InterceptionMode::None => None,
-            InterceptionMode::Redirect => Some(Mode::Redirect),
-            InterceptionMode::Tproxy => Some(Mode::Tproxy),
-        }
+        mode_of(shape::interception_mode(self.annotations, InterceptionMode::Redirect))
+    }
+
+    fn has_variable(&self, name: &str) -> bool {
+        self.proxy.env.iter().flatten().any(|variable| variable.name == name)
     }
 
     fn arguments(&mut self, pod: &Pod, mode: Mode) -> Arguments {
@@ -202,9 +219,12 @@ impl Reader<'_> {
         let Some(variable) = all.rev().find(|variable| variable.name == name) else {
             return;
         };
-        let parsed = match &variable.value {
-            Some(value) => parse(value).map_err(|accepted| format!("{value:?}; must be {accepted}")),
-            None => Err("must be a literal value: the plugin sees nothing else".to_owned()),
+        // The API server drops an empty value.
+        let value = variable.value.as_deref().unwrap_or_default();
+        let parsed = if variable.value_from.is_some() {
+            Err("must be a literal value: the plugin sees nothing else".to_owned())
+        } else {
+            parse(value).map_err(|accepted| format!("{value:?}; must be {accepted}"))
         };
         match parsed {
             Ok(value) => *target = value,
@@ -212,6 +232,15 @@ impl Reader<'_> {
                 .problems
                 .push(format!("container {PROXY_CONTAINER}: variable {name}: {problem}")),
         }
+    }
+}
+
+/// `None` is NONE.
+fn mode_of(mode: InterceptionMode) -> Option<Mode> {
+    match mode {
+        InterceptionMode::None => None,
+        InterceptionMode::Redirect => Some(Mode::Redirect),
+        InterceptionMode::Tproxy => Some(Mode::Tproxy),
     }
 }
 
@@ -252,6 +281,7 @@ fn number(text: &str) -> Result<u32, String> {
 }
 
 const MODE: &str = "weft.dev/interception-mode";
+const MODE_VARIABLE: &str = "WEFT_INTERCEPTION_MODE";
 
 #[cfg(test)]
 mod tests;

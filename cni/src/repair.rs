@@ -1,23 +1,27 @@
 //! Mends pods that began before the plugin was ready (NET-136): they wait in `weft-validation`, which the kubelet starts
 //! again and again.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::watch;
-use weft_bundle::key::pod::VALIDATION_CONTAINER;
+use tokio::time::Instant;
 
 use crate::network::Settings;
 use crate::pod::{self, Decision};
 use crate::sandbox;
+
+use handled::Handled;
+
+mod handled;
 
 /// `cni.repair.mode`: what becomes of such a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,22 +53,33 @@ pub struct Controller {
 impl Controller {
     /// Watches the pods of the node. Never returns.
     pub async fn run(self) {
-        let mut done = Handled::default();
+        let mut handled = Handled::new(self.mode);
         loop {
             // Begins anew with a list, after a pause, whatever went wrong.
             let pods: Api<Pod> = Api::all(self.client.clone());
             let own = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
             let mut events = watcher(pods, own).default_backoff().boxed();
+            let mut listed = BTreeSet::new();
             loop {
-                match events.try_next().await {
-                    Ok(Some(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod))) => {
-                        self.look_at(&pod, &mut done).await;
+                while let Some(pod) = handled.due(Instant::now()) {
+                    self.try_to_mend(&pod, &mut handled).await;
+                }
+                let event = tokio::select! {
+                    event = events.try_next() => event,
+                    () = until(handled.next()) => continue,
+                };
+                match event {
+                    Ok(Some(watcher::Event::Init)) => listed.clear(),
+                    Ok(Some(watcher::Event::InitApply(pod))) => {
+                        listed.insert(pod.uid().unwrap_or_default());
+                        self.see(pod, &mut handled);
                     }
-                    Ok(Some(watcher::Event::Delete(pod))) => done.forget(&pod),
                     Ok(Some(watcher::Event::InitDone)) => {
+                        handled.keep(&listed);
                         self.synced.send_replace(true);
                     }
-                    Ok(Some(watcher::Event::Init)) => {}
+                    Ok(Some(watcher::Event::Apply(pod))) => self.see(pod, &mut handled),
+                    Ok(Some(watcher::Event::Delete(pod))) => handled.forget(&pod),
                     Ok(None) => break,
                     Err(error) => tracing::warn!(%error, "watch the pods of the node"),
                 }
@@ -72,25 +87,32 @@ impl Controller {
         }
     }
 
-    async fn look_at(&self, pod: &Pod, done: &mut Handled) {
-        if self.settings.excludes(&pod.namespace().unwrap_or_default()) || !done.is_due(pod) {
-            return;
+    fn see(&self, pod: Pod, handled: &mut Handled) {
+        if !self.settings.excludes(&pod.namespace().unwrap_or_default()) {
+            handled.see(pod, Instant::now());
         }
+    }
+
+    async fn try_to_mend(&self, pod: &Pod, handled: &mut Handled) {
         let outcome = self.mend(pod).await;
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let (kind, reason, note) = match outcome {
-            Ok(None) => return,
+            Ok(None) => return handled.mended(pod),
             Ok(Some(note)) => {
+                handled.mended(pod);
                 tracing::info!(namespace, name, note, "a pod began before the plugin was ready");
                 (EventType::Normal, "RedirectRepaired", note.to_owned())
             }
             Err(error) => {
                 let error = format!("{error:#}");
+                if !handled.failed(pod, &error, Instant::now()) {
+                    return;
+                }
                 tracing::warn!(
                     namespace,
                     name,
                     error,
-                    "a pod began before the plugin was ready, and could not be mended"
+                    "a pod began before the plugin was ready, and could not be mended; it is tried again"
                 );
                 (EventType::Warning, "RedirectNotRepaired", error)
             }
@@ -123,6 +145,8 @@ impl Controller {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         match self.mode {
             Mode::Off => Ok(None),
+            // By the agent before this one.
+            Mode::Label if pod.labels().contains_key(UNINITIALIZED) => Ok(None),
             Mode::Repair => {
                 self.settings
                     .choose_backend(&mut arguments)
@@ -158,48 +182,18 @@ impl Controller {
     }
 }
 
+/// Waits until then; without a time, for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
     ips.filter_map(|ip| ip.ip.parse().ok()).collect()
 }
 
-/// Which failures were dealt with: by the pod's uid, the container that ended. The same failure is seen many times.
-#[derive(Debug, Default)]
-struct Handled(BTreeMap<String, String>);
-
-impl Handled {
-    /// Whether a failure is a new one; it is not any more when this was asked.
-    fn is_due(&mut self, pod: &Pod) -> bool {
-        let Some(failure) = failure(pod) else { return false };
-        let last = self.0.insert(pod.uid().unwrap_or_default(), failure.clone());
-        last != Some(failure)
-    }
-
-    fn forget(&mut self, pod: &Pod) {
-        self.0.remove(&pod.uid().unwrap_or_default());
-    }
-}
-
-/// The last run of `weft-validation` of a pod, where it found no redirect and the pod still waits for it.
-fn failure(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    // A pod that may not start a container again has failed by now.
-    if pod.metadata.deletion_timestamp.is_some() || status.phase.as_deref() != Some("Pending") {
-        return None;
-    }
-    let mut statuses = status.init_container_statuses.iter().flatten();
-    let container = statuses.find(|container| container.name == VALIDATION_CONTAINER)?;
-    let ended = |state: &Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
-    // The one before counts while there is no later end.
-    let last = ended(&container.state).or_else(|| ended(&container.last_state))?;
-    let began = last.started_at.as_ref().map(|time| time.0.to_string());
-    (last.exit_code == NOT_IN_PLACE).then(|| last.container_id.or(began).unwrap_or_default())
-}
-
-/// Exit code of `weft-validation` without a redirect (INJ-056).
-const NOT_IN_PLACE: i32 = 126;
 /// Label of [`Mode::Label`].
 const UNINITIALIZED: &str = "weft.dev/uninitialized";
-
-#[cfg(test)]
-mod tests;

@@ -37,7 +37,7 @@ pub fn redirect(processes: &Path, uid: &str, addresses: &[IpAddr], arguments: &A
     let path = process
         .ok_or_else(|| SandboxError::None(uid.to_owned()))?
         .join("ns/net");
-    let space = Namespace::open(&path)?;
+    let space = Namespace::open_among(processes, &path)?;
     if !space.has_one_of(addresses)? {
         return Err(SandboxError::Foreign(path));
     }

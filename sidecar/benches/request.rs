@@ -95,7 +95,7 @@ fn downstream() -> Arc<Downstream> {
         local: SocketAddr::from(([10, 1, 0, 50], 80)),
         principal: None,
         local_principal: None,
-        is_tls: false,
+        ended_by: None,
         server_name: None,
         tls: None,
         certificate_element: std::sync::OnceLock::new(),

@@ -49,8 +49,8 @@ impl Request for Asked<'_> {
         let as_sent = &self.head.authority[..];
         let Dialled { port, services } = self.dialled;
         match split_port(as_sent) {
-            (name, Some(found)) if found == port || services.contains(&found) => (as_sent, name),
-            _ => (as_sent, as_sent),
+            (_, Some(found)) if found != port && !services.contains(&found) => (as_sent, as_sent),
+            (name, _) => (as_sent, name),
         }
     }
 
@@ -85,6 +85,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 pub fn caller(downstream: &Downstream, port: u16) -> Caller<'_> {
     Caller {
         principal: downstream.principal.as_deref().or_else(|| shown(downstream)),
+        is_verified: downstream.tls.is_some(),
         address: downstream.remote.ip(),
         destination: downstream.local.ip(),
         port,
@@ -95,21 +96,31 @@ pub fn caller(downstream: &Downstream, port: u16) -> Caller<'_> {
 /// The identity in a certificate that a gateway's server verified by authorities of its own (AUTHZ-118). Of several names
 /// none counts.
 fn shown(downstream: &Downstream) -> Option<&str> {
-    let tls = downstream.tls.as_ref().filter(|_| downstream.is_tls)?;
+    let tls = downstream.tls.as_ref().filter(|_| downstream.ended_by.is_some())?;
     match &tls.facts().uris[..] {
         [uri] => Some(uri),
         _ => None,
     }
 }
 
-/// Decides on a connection of TCP, and notes a refusal (AUTHZ-023, AUTHZ-027).
+/// Decides on a connection of TCP to a gateway.
+///
+/// # Errors
+/// The policy that refuses it, or that none allows it.
+pub fn gateway_tcp(config: &Config, downstream: &Downstream, port: u16) -> Result<(), Arc<Denial>> {
+    config.authorization.judge_tcp(caller(downstream, port)).map(drop)
+}
+
+/// Notes what a connection of TCP is refused for, if it is (AUTHZ-023).
 #[must_use]
-pub fn admits_tcp(config: &Config, port: u16, record: &mut Session) -> bool {
-    let judged = config.authorization.judge_tcp(caller(&record.downstream, port));
-    if let Err(denial) = &judged {
-        record.termination = Some(Details::Denied(denial.details.clone()));
+pub fn admits(judged: Result<(), Arc<Denial>>, record: &mut Session) -> bool {
+    match judged {
+        Ok(()) => true,
+        Err(denial) => {
+            record.termination = Some(Details::Denied(denial.details.clone()));
+            false
+        }
     }
-    judged.is_ok()
 }
 
 /// Decides on a request.
@@ -145,11 +156,11 @@ pub fn inbound(
     request(config, downstream, &asked)
 }
 
-/// Decides again on what goes on at a port of the workload (BYD-002). `head`: its request; `None`: bytes of TCP.
+/// Decides on what goes on at a port of the workload (AUTHZ-027, BYD-002). `head`: its request; `None`: bytes of TCP.
 ///
 /// # Errors
 /// What refuses it now.
-pub fn again(
+pub fn stands(
     config: &Config,
     downstream: &Downstream,
     port: u16,
@@ -174,7 +185,17 @@ pub struct Changes {
     waiting: RefCell<Slab<Waker>>,
 }
 
+/// How many changes there were: a decision is good until there is one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since(u64);
+
 impl Changes {
+    /// To be asked for before the configuration is that a decision is made by.
+    #[must_use]
+    pub fn now(&self) -> Since {
+        Since(self.count.get())
+    }
+
     /// Wakes everybody.
     pub fn announce(&self) {
         self.count.set(self.count.get().wrapping_add(1));
@@ -187,15 +208,15 @@ impl Changes {
 /// One who waits.
 struct Vigil<'c> {
     changes: &'c Changes,
-    seen: u64,
+    seen: Since,
     place: Option<usize>,
 }
 
 impl Vigil<'_> {
     /// Ready once for each change.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        let count = self.changes.count.get();
-        if std::mem::replace(&mut self.seen, count) != count {
+        let now = self.changes.now();
+        if std::mem::replace(&mut self.seen, now) != now {
             return Poll::Ready(());
         }
         let mut waiting = self.changes.waiting.borrow_mut();
@@ -216,19 +237,20 @@ impl Drop for Vigil<'_> {
     }
 }
 
-/// Waits for the end of something, as long as each new configuration allows it (BYD-002).
+/// Waits for the end of something that was allowed, as long as each configuration that is newer allows it (BYD-002).
 ///
 /// # Errors
 /// Why it may not go on. It is dropped then, log and metric tell.
 pub async fn while_granted<F: Future>(
     worker: &Worker,
+    since: Since,
     what: F,
     judge: impl Fn(&Config) -> Result<(), Arc<Denial>>,
 ) -> Result<F::Output, Arc<Denial>> {
     let mut what = pin!(what);
     let mut vigil = Vigil {
         changes: &worker.changes,
-        seen: worker.changes.count.get(),
+        seen: since,
         place: None,
     };
     let end = poll_fn(|cx| {

@@ -7,9 +7,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
-use weft_bundle::model::Cluster;
+use weft_bundle::model::{Cluster, TlsServer};
 use weft_bundle::wire::PeerWorkload;
 
+use crate::authorize::Since;
 use crate::http::{Headers, RequestHead, Version};
 use crate::telemetry::Telemetry;
 
@@ -196,8 +197,8 @@ pub struct Downstream {
     pub principal: Option<Arc<str>>,
     /// The proxy's own SPIFFE id on this connection.
     pub local_principal: Option<Arc<str>>,
-    /// TLS ended at this proxy.
-    pub is_tls: bool,
+    /// The server of a gateway at which TLS ended.
+    pub ended_by: Option<Arc<TlsServer>>,
     /// SNI.
     pub server_name: Option<Arc<str>>,
     /// Facts of the client's certificate and of the TLS session.
@@ -289,8 +290,8 @@ pub struct Exchange {
     pub route: Option<Arc<str>>,
     /// A policy asked for a mark in the log (AUTHZ-021).
     pub audited: bool,
-    /// The request, for decisions on what goes on after its answer has begun (BYD-002).
-    pub asked: Option<RequestHead>,
+    /// The request and when it was allowed, for decisions on what goes on after its answer has begun (BYD-002).
+    pub asked: Option<(RequestHead, Since)>,
     /// The client's workload, where known.
     pub source: Option<Arc<PeerWorkload>>,
     /// The server's workload, where known.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use weft_bundle::model::{Inside, Serves, Tls, TlsServer};
 use weft_bundle::wire::{Certificate, TlsSettings, TlsVersion};
 
-use crate::authorize;
+use crate::authorize::{self, Since};
 use crate::detect::{self, Among, Hello};
 use crate::exchange::{Details, Direction, Downstream, Flags, Session};
 use crate::http::server::{self, Handler};
@@ -47,15 +47,18 @@ async fn go_on(worker: Rc<Worker>, incoming: Incoming, port: Arc<OpenPort>) {
             let handler = Handler::Gateway(port);
             Box::pin(server::serve(worker, incoming, Arc::new(downstream), handler)).await;
         }
-        Begun::Other(next) => outbound::relay(&worker, next, Some(port.number)).await,
+        Begun::Other(next, since) => outbound::relay(&worker, next, Some((port.number, since))).await,
+        Begun::Done => {}
     }
 }
 
 /// What a connection turned out to be.
 enum Begun {
     Http(Box<Http>),
-    /// Opaque, or refused.
-    Other(Next),
+    /// Opaque; allowed by the policies of that time.
+    Other(Next, Since),
+    /// Refused, or gone.
+    Done,
 }
 
 struct Http {
@@ -63,15 +66,13 @@ struct Http {
     downstream: Downstream,
 }
 
-const DONE: Begun = Begun::Other(Next::Done);
-
 async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, port: &OpenPort) -> Begun {
     let Some(snapshot) = port.snapshot(worker) else {
-        return DONE;
+        return Begun::Done;
     };
     let Some(listener) = snapshot.config.listeners.get(&port.number) else {
         refuse(worker, &incoming);
-        return DONE;
+        return Begun::Done;
     };
     match &listener.serves {
         Serves::Http(_) => {
@@ -84,7 +85,7 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, port: &OpenPort) -> 
             let hello = timeout_at(deadline, detect::hello(&mut incoming.io, &mut incoming.buffer)).await;
             let Ok(Ok(hello)) = hello else {
                 worker.shared.telemetry.count(Counter::HandshakeFailed);
-                return DONE;
+                return Begun::Done;
             };
             let name = hello.server_name.as_deref().unwrap_or_default();
             match tls.find(name) {
@@ -101,7 +102,7 @@ async fn begin(worker: &Rc<Worker>, mut incoming: Incoming, port: &OpenPort) -> 
                 }
                 None => {
                     refuse(worker, &incoming);
-                    DONE
+                    Begun::Done
                 }
             }
         }
@@ -129,20 +130,28 @@ async fn opaque(
     port: &OpenPort,
     route: Route<'_>,
 ) -> Begun {
+    let since = worker.changes.now();
     let mut record = Session::new(worker.shared.telemetry.clone(), Arc::new(downstream));
     record.source = Some(snapshot.config.workload.clone());
-    if !authorize::admits_tcp(&snapshot.config, port.number, &mut record) {
+    // The newest policies, whenever the rules of the port were looked up.
+    let newest = worker.snapshot();
+    let config = newest.as_ref().map_or(&snapshot.config, |newest| &newest.config);
+    let judged = authorize::gateway_tcp(config, &record.downstream, port.number);
+    if !authorize::admits(judged, &mut record) {
         incoming.io.reset();
-        return DONE;
+        return Begun::Done;
     }
-    Begun::Other(outbound::session_of(worker, snapshot, incoming, record, route).await)
+    Begun::Other(
+        outbound::session_of(worker, snapshot, incoming, record, route).await,
+        since,
+    )
 }
 
 /// First bytes tell HTTP/1 from HTTP/2; what is neither gets 400.
 async fn http(mut incoming: Incoming, downstream: Downstream) -> Begun {
     match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await {
         Ok(Some(_)) => Begun::Http(Box::new(Http { incoming, downstream })),
-        Ok(None) | Err(_) => DONE,
+        Ok(None) | Err(_) => Begun::Done,
     }
 }
 
@@ -151,7 +160,7 @@ async fn end(
     worker: &Rc<Worker>,
     incoming: Incoming,
     hello: Hello,
-    server: &TlsServer,
+    server: &Arc<TlsServer>,
     port: &OpenPort,
     deadline: Instant,
 ) -> Begun {
@@ -159,9 +168,9 @@ async fn end(
     let (remote, dialled) = (incoming.remote, incoming.dialled);
     let Some(stream) = handshake(worker, incoming, &hello, &server.tls, deadline).await else {
         worker.shared.telemetry.count(Counter::HandshakeFailed);
-        return DONE;
+        return Begun::Done;
     };
-    downstream.is_tls = true;
+    downstream.ended_by = Some(server.clone());
     downstream.tls = PeerTls::of(stream.state());
     if is_of_mesh(&server.tls) {
         let identity = worker.shared.identity.load();
@@ -179,7 +188,7 @@ async fn end(
         Inside::Http(_) => http(incoming, downstream).await,
         Inside::Tcp(destinations) => {
             let Some(snapshot) = port.snapshot(worker) else {
-                return DONE;
+                return Begun::Done;
             };
             let route = Route::Rule(destinations, None);
             opaque(worker, &snapshot, incoming, downstream, port, route).await

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use weft_bundle::model::Config;
 use weft_bundle::wire::{InboundDestination, InboundTarget, MtlsMode, Policy, Protocol};
 
-use crate::authorize;
+use crate::authorize::{self, Since};
 use crate::cluster::{Peer, Permit};
 use crate::connect::{ConnectError, Opening, Secure};
 use crate::detect::{self, Among, Hello, Verdict};
@@ -19,7 +19,7 @@ use crate::exchange::{Details, Direction, Downstream, Flags, Session, Target};
 use crate::http::server::{self, Handler};
 use crate::io::Io;
 use crate::listen::Incoming;
-use crate::outbound::{read_some, server_begins, within};
+use crate::outbound::{First, first_to_speak, read_some, within};
 use crate::shared::{DrainPhase, Snapshot};
 use crate::tcp::{self, Opened};
 use crate::telemetry::Counter;
@@ -210,17 +210,16 @@ async fn server_first(worker: &Rc<Worker>, mut incoming: Incoming, rules: &Rules
         record.discard();
         return Some(incoming);
     };
-    let begins = within(rules.detection, server_begins(&mut incoming, &mut opened)).await;
-    if begins == Some(false) {
+    let first = within(rules.detection, first_to_speak(&mut incoming, &mut opened)).await;
+    if first == Some(First::Client) {
         record.discard();
         return Some(incoming);
     }
     // It is plaintext TCP now, of a caller without identity: not a byte before it is allowed (AUTHZ-120, BYD-065).
-    if !admits(worker, rules, &mut record) {
-        incoming.io.reset();
-        return None;
+    match admits(worker, rules, &mut record) {
+        Some(since) => go_on(worker, rules, since, incoming, opened, record).await,
+        None => incoming.io.reset(),
     }
-    go_on(worker, rules, incoming, opened, record).await;
     None
 }
 
@@ -250,8 +249,35 @@ async fn plain(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -> Opt
             }
         }
     }
-    session(worker, incoming, &rules, None, None).await;
+    let mut downstream = None;
+    if rules.mode == MtlsMode::Disable && asks_server_name(worker) {
+        if incoming.buffer.is_empty() && !incoming.speaks().await {
+            incoming = server_first(worker, incoming, &rules).await?;
+        }
+        let mut known = incoming.downstream(worker, Direction::Inbound);
+        known.server_name = passing_name(&mut incoming).await.ok()?.map(Into::into);
+        downstream = Some(known);
+    }
+    session(worker, incoming, &rules, downstream, None).await;
     None
+}
+
+fn asks_server_name(worker: &Worker) -> bool {
+    let snapshot = worker.snapshot();
+    snapshot.is_some_and(|snapshot| snapshot.config.authorization.asks_server_name())
+}
+
+/// The name that TLS of the application asks for (AUTHZ-055); `None`: there is none, or no TLS.
+async fn passing_name(incoming: &mut Incoming) -> io::Result<Option<String>> {
+    match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Tls).await? {
+        Some(Verdict::Tls) => {
+            let hello = timeout(HANDSHAKE, detect::hello(&mut incoming.io, &mut incoming.buffer)).await;
+            // What began like TLS and is none has no name.
+            Ok(hello.ok().and_then(Result::ok).and_then(|hello| hello.server_name))
+        }
+        Some(_) => Ok(None),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// Terminates mesh mTLS and serves what is inside (ID-101..ID-104).
@@ -314,10 +340,12 @@ async fn mesh(worker: &Rc<Worker>, incoming: Incoming, rules: Rules, hello: Hell
     matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules))
 }
 
-/// Decides by the newest policies on a connection of TCP.
-fn admits(worker: &Worker, rules: &Rules, record: &mut Session) -> bool {
-    let snapshot = worker.snapshot();
-    snapshot.is_some_and(|snapshot| authorize::admits_tcp(&snapshot.config, rules.port, record))
+/// Decides by the newest policies on a connection of TCP; `None`, noted, when they refuse it (AUTHZ-023, AUTHZ-027).
+fn admits(worker: &Worker, rules: &Rules, record: &mut Session) -> Option<Since> {
+    let since = worker.changes.now();
+    let snapshot = worker.snapshot()?;
+    let judged = authorize::stands(&snapshot.config, &record.downstream, rules.port, None);
+    authorize::admits(judged, record).then_some(since)
 }
 
 /// Begins the record of an opaque connection.
@@ -405,9 +433,9 @@ async fn session(
 ) {
     let downstream = downstream.unwrap_or_else(|| incoming.downstream(worker, Direction::Inbound));
     let mut record = record(worker, Arc::new(downstream), rules);
-    if !admits(worker, rules, &mut record) {
+    let Some(since) = admits(worker, rules, &mut record) else {
         return incoming.io.reset();
-    }
+    };
     let peer = worker.application(rules.target, incoming.remote.ip());
     let Some(allowed) = Allowed::new(worker, rules, &mut record) else {
         return incoming.io.reset();
@@ -417,7 +445,7 @@ async fn session(
         None => allowed.open(worker, &peer, &mut record).await,
     };
     match opened {
-        Ok(opened) => go_on(worker, rules, incoming, opened, record).await,
+        Ok(opened) => go_on(worker, rules, since, incoming, opened, record).await,
         Err(error) => {
             record.upstream.failure = error.transport().map(Into::into);
             record.flags |= Flags::UF;
@@ -428,11 +456,11 @@ async fn session(
 }
 
 /// Copies both ways, as long as policies allow it (BYD-002).
-async fn go_on(worker: &Worker, rules: &Rules, incoming: Incoming, opened: Opened, mut record: Session) {
+async fn go_on(worker: &Worker, rules: &Rules, since: Since, incoming: Incoming, opened: Opened, mut record: Session) {
     let downstream = record.downstream.clone();
     let relay = Box::pin(tcp::relay(worker, incoming.into_io(), opened, &mut record));
-    let judge = |config: &Config| authorize::again(config, &downstream, rules.port, None);
-    let end = authorize::while_granted(worker, relay, judge).await;
+    let judge = |config: &Config| authorize::stands(config, &downstream, rules.port, None);
+    let end = authorize::while_granted(worker, since, relay, judge).await;
     if let Err(denial) = end {
         record.termination = Some(Details::Denied(denial.details.clone()));
     }

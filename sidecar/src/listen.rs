@@ -45,7 +45,7 @@ impl Incoming {
             local: self.dialled,
             principal: None,
             local_principal: None,
-            is_tls: false,
+            ended_by: None,
             server_name: None,
             tls: None,
             certificate_element: std::sync::OnceLock::new(),

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use std::future::poll_fn;
 use weft_bundle::model::{Cluster, Config, Destinations, Port};
 use weft_bundle::wire::{HostKind, OutboundPolicy, Protocol, UpstreamTls};
 
-use crate::authorize;
+use crate::authorize::{self, Since};
 use crate::connect::{Opening, Secure};
 use crate::detect::{self, Among, Verdict};
 use crate::exchange::{Details, Direction, Flags, Session, Target};
@@ -136,18 +137,18 @@ pub async fn serve(worker: Rc<Worker>, incoming: Incoming) {
     }
 }
 
-/// Carries an opaque connection to its end. `guarded`: the port of a gateway, whose policies must allow it (BYD-002).
-pub(crate) async fn relay(worker: &Worker, next: Next, guarded: Option<u16>) {
+/// Carries an opaque connection to its end. `guarded`: the port of a gateway whose policies have allowed it, and when; newer
+/// ones must too (BYD-002).
+pub(crate) async fn relay(worker: &Worker, next: Next, guarded: Option<(u16, Since)>) {
     if let Next::Relay(relay) = next {
         let Relay { io, opened, mut record } = *relay;
         let downstream = record.downstream.clone();
         let relay = Box::pin(tcp::relay(worker, io, opened, &mut record));
-        let Some(port) = guarded else { return relay.await };
-        let judge = |config: &Config| {
-            let caller = authorize::caller(&downstream, port);
-            config.authorization.judge_tcp(caller).map(drop)
+        let Some((port, since)) = guarded else {
+            return relay.await;
         };
-        if let Err(denial) = authorize::while_granted(worker, relay, judge).await {
+        let judge = |config: &Config| authorize::gateway_tcp(config, &downstream, port);
+        if let Err(denial) = authorize::while_granted(worker, since, relay, judge).await {
             record.termination = Some(Details::Denied(denial.details.clone()));
         }
     }
@@ -226,14 +227,19 @@ async fn first_bytes(
         match open_port(worker, snapshot, port, incoming.dialled, false, &mut record).await {
             Err(_) => record.discard(),
             Ok(mut opened) => {
-                // Neither side within the limit: nothing is detected any more (SM-030).
-                let begins = within(limit, server_begins(&mut incoming, &mut opened)).await;
-                if begins.unwrap_or(true) {
-                    return Err(Next::Relay(Box::new(Relay {
-                        io: incoming.into_io(),
-                        opened,
-                        record,
-                    })));
+                let first = within(limit, first_to_speak(&mut incoming, &mut opened)).await;
+                match first {
+                    Some(First::Client) => {}
+                    // Its policies may refuse TCP, and yet take the request that is on its way (AUTHZ-082).
+                    Some(First::Refused) if speaks_later(&mut incoming).await => {}
+                    // Neither side within the limit: nothing is detected any more (SM-030).
+                    Some(First::Server | First::Refused) | None => {
+                        return Err(Next::Relay(Box::new(Relay {
+                            io: incoming.into_io(),
+                            opened,
+                            record,
+                        })));
+                    }
                 }
                 record.discard();
             }
@@ -317,22 +323,38 @@ pub async fn read_some(incoming: &mut Incoming) -> std::io::Result<bool> {
     Ok(poll_fn(|cx| io.poll_read_into(cx, buffer)).await? > 0)
 }
 
-/// Waits for the first bytes of either side; true when they are the server's, which are then in front of its stream.
-pub async fn server_begins(incoming: &mut Incoming, opened: &mut Opened) -> bool {
+/// Who was the first to say something on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// The client: bytes, or its end.
+    Client,
+    /// The server: bytes, which are in front of its stream now, or its end.
+    Server,
+    /// Nobody: the server's connection was reset.
+    Refused,
+}
+
+/// Waits for the first bytes of either side.
+pub async fn first_to_speak(incoming: &mut Incoming, opened: &mut Opened) -> First {
     let mut banner = bytes::BytesMut::new();
     let Incoming { io, buffer, .. } = incoming;
-    let begins = poll_fn(|cx| {
-        if opened.io.poll_read_into(cx, &mut banner).is_ready() {
-            // Its end is passed on like its bytes.
-            return std::task::Poll::Ready(true);
-        }
-        io.poll_read_into(cx, buffer).map(|_| false)
+    let first = poll_fn(|cx| match opened.io.poll_read_into(cx, &mut banner) {
+        // Its end is passed on like its bytes.
+        Poll::Ready(Ok(_)) => Poll::Ready(First::Server),
+        Poll::Ready(Err(_)) => Poll::Ready(First::Refused),
+        Poll::Pending => io.poll_read_into(cx, buffer).map(|_| First::Client),
     })
     .await;
-    if begins {
+    if first == First::Server {
         opened.prepend(banner.freeze());
     }
-    begins
+    first
+}
+
+/// Waits for a client that was silent so far, as long as for one that began (BYD-068); false when it stays so.
+async fn speaks_later(incoming: &mut Incoming) -> bool {
+    const LONGEST: Duration = Duration::from_secs(5);
+    matches!(tokio::time::timeout(LONGEST, read_some(incoming)).await, Ok(Ok(true)))
 }
 
 /// TLS of the application passes through: by SNI rules, else by address (SM-044, VS-163 ff.).
@@ -403,7 +425,7 @@ pub(crate) async fn session_of(
         if incoming.buffer.is_empty() && !incoming.speaks().await {
             let mut opened = open_route(worker, snapshot, &route, dialled, false, &mut record).await;
             let begins = match &mut opened {
-                Ok(opened) => server_begins(&mut incoming, opened).await,
+                Ok(opened) => first_to_speak(&mut incoming, opened).await != First::Client,
                 Err(_) => !matches!(read_some(&mut incoming).await, Ok(true)),
             };
             if begins {

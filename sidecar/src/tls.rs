@@ -13,6 +13,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use weft_bundle::pem;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::http::Version;
@@ -149,12 +150,12 @@ impl Identity {
         let parse = |file| move |message: String| IdentityError::Parse { file, message };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
-            .map_err(|e| parse("tls.crt")(e.to_string()))?;
+            .map_err(|e| parse("tls.crt")(pem::problem(&e).into()))?;
         let leaf = chain
             .first()
             .ok_or_else(|| parse("tls.crt")("holds no certificate".into()))?;
         // The signing key takes over the bytes; the DER copy is wiped when rustls drops it.
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| parse("tls.key")(e.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| parse("tls.key")(pem::problem(&e).into()))?;
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| parse("tls.crt")(e.to_string()))?;
         let id = spiffe_id(&parsed).map_err(|message| parse("tls.crt")(message.into()))?;
         let serial = parsed.raw_serial_as_string();

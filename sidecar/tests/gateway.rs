@@ -148,7 +148,7 @@ fn the_host_of_a_request_decides_whose_rules_hold() {
     assert_eq!(empty.ask(8080, "a.com", "/").status(), 404);
 }
 
-// spec: GW-072, GW-076, ID-123, TRC-022, MET-040
+// spec: GW-072, GW-076, ID-123, TRC-022, MET-040, AUTHZ-061
 #[test]
 fn backends_are_told_of_the_client_by_the_gateway_alone() {
     let app = App::echo();
@@ -158,6 +158,7 @@ fn backends_are_told_of_the_client_by_the_gateway_alone() {
     client.get("/", "");
     let seen = app.last();
     assert_eq!(seen.field("x-forwarded-for").as_deref(), Some(&*own));
+    assert_eq!(seen.field("x-envoy-external-address").as_deref(), Some(&*own));
     assert_eq!(seen.field("x-forwarded-proto").as_deref(), Some("http"));
     assert_eq!(seen.field("x-request-id").map(|id| id.len()), Some(36));
     client.get(

@@ -608,6 +608,57 @@ fn policies_see_the_identity_in_a_certificate_that_was_verified() {
     }
 }
 
+// spec: AUTHZ-118, AUTHZ-032
+#[test]
+fn any_certificate_that_was_verified_is_a_principal() {
+    let (app, files) = (App::echo(), Certificates::new());
+    files.write("a", &["a.com"]);
+    let clients = format!(
+        ", clients: {{authorities: {{file: {}}}, optional: true}}",
+        files.text("ca.crt")
+    );
+    let servers = [files.server("a.com", "a", &clients, HTTP)];
+    let gateway = Gateway::start(app.address, &servers);
+    let named = files.pair(&["one.client"]);
+    for (action, without, with) in [("ALLOW", false, true), ("DENY", true, false)] {
+        let revision = gateway.volumes.configure(&format!(
+            "{}authorization:\n- {{namespace: istio-ingress, name: p, action: {action}, rules: [{{from: [[{{key: \
+             source.principal, values: ['*']}}]]}}]}}\n",
+            bundle(&servers)
+        ));
+        gateway.proxy.wait_for_config(&revision);
+        let serves = |own| gateway.serves(&files.client_with(&["http/1.1"], &BOTH, own), "a.com");
+        assert_eq!((serves(None), serves(Some(&named))), (without, with), "{action}");
+    }
+}
+
+// spec: GW-031, AUTHZ-118
+#[test]
+fn a_connection_without_certificate_reaches_no_server_that_asks_for_one_by_now() {
+    let (app, files) = (App::echo(), Certificates::new());
+    files.write("a", &["a.com", "b.com"]);
+    let clients = format!(", clients: {{authorities: {{file: {}}}}}", files.text("ca.crt"));
+    let simple = [files.server("'*'", "a", "", HTTP)];
+    let gateway = Gateway::start(app.address, &simple);
+    let mut open = connect(gateway.at(), files.client(), "a.com").expect("served");
+    let mut ask = |path: &str| {
+        open.write_all(format!("GET {path} HTTP/1.1\r\nHost: a.com\r\n\r\n").as_bytes())
+            .expect("sent");
+        let mut buffer = [0; 4096];
+        let count = open.read(&mut buffer).expect("an answer");
+        String::from_utf8_lossy(&buffer[..count.min(12)]).into_owned()
+    };
+    assert_eq!(ask("/"), "HTTP/1.1 200");
+    let other = files.server("b.com", "a", &clients, HTTP);
+    let revision = gateway.volumes.configure(&bundle(&[simple[0].clone(), other]));
+    gateway.proxy.wait_for_config(&revision);
+    assert_eq!(ask("/"), "HTTP/1.1 200");
+    let mutual = files.server("a.com", "a", &clients, HTTP);
+    let revision = gateway.volumes.configure(&bundle(&[simple[0].clone(), mutual]));
+    gateway.proxy.wait_for_config(&revision);
+    assert_eq!(ask("/"), "HTTP/1.1 421");
+}
+
 // spec: GW-041, GW-046
 #[test]
 fn clients_are_verified_with_what_a_credential_holds() {

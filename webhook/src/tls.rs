@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
-use weft_bundle::volume;
+use weft_bundle::{pem, volume};
 
 /// A certificate that can be served.
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ impl Certificate {
         let leaf = chain.first().ok_or(CertificateError::Missing("tls.crt"))?;
         let private = PrivateKeyDer::from_pem_slice(file("tls.key")?).map_err(|error| CertificateError::Content {
             file: "tls.key",
-            problem: error.to_string(),
+            problem: pem::problem(&error).to_owned(),
         })?;
         let not_after = not_after(leaf)?;
         if let Ok(anchors) = file("ca.crt") {
@@ -91,7 +91,7 @@ fn certificates(file: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'st
     let wrong = |problem: String| CertificateError::Content { file, problem };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
-        .map_err(|error| wrong(error.to_string()))?;
+        .map_err(|error| wrong(pem::problem(&error).to_owned()))?;
     if chain.is_empty() {
         return Err(wrong("holds no certificate".to_owned()));
     }

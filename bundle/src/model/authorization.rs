@@ -211,6 +211,8 @@ fn fits_glob(parts: &[Box<[u8]>], text: &[u8]) -> bool {
 pub struct Caller<'c> {
     /// SPIFFE id that mutual TLS verified.
     pub principal: Option<&'c str>,
+    /// Mutual TLS verified the caller, whatever its certificate says (AUTHZ-118).
+    pub is_verified: bool,
     /// Where packets come from.
     pub address: IpAddr,
     /// Where the connection went, before any redirection.
@@ -248,6 +250,18 @@ impl Authorization {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.custom.is_empty() && self.deny.is_empty() && self.nothing_allows.is_none() && self.audit.is_empty()
+    }
+
+    /// Some condition is on the name that TLS asks for: who decides has to know it.
+    #[must_use]
+    pub fn asks_server_name(&self) -> bool {
+        let refusing = self.custom.iter().chain(&self.deny).map(|refusing| &refusing.rule);
+        let others = self.allow.iter().chain(&self.audit).flat_map(|policy| &policy.rules);
+        refusing.chain(others).any(|rule| {
+            let entries = rule.from.iter().chain(&rule.to).flatten();
+            let mut all = entries.chain(&rule.when);
+            all.any(|condition| condition.attribute == Attribute::ServerName)
+        })
     }
 
     /// Decides on a request (AUTHZ-013). `both_paths`: it is judged with repeated slashes and with merged ones (BYD-063).
@@ -350,7 +364,10 @@ impl Condition {
         let identity = || caller.principal.and_then(|id| id.strip_prefix("spiffe://"));
         let account = || identity().and_then(account);
         match (&self.attribute, view.request) {
-            (Attribute::Principal, _) => text(identity().map(str::as_bytes)),
+            (Attribute::Principal, _) => {
+                let any = |value: &Value| matches!(value, Value::Text(Form::Present(_)));
+                text(identity().map(str::as_bytes)) || (caller.is_verified && values.iter().any(any))
+            }
             (Attribute::Namespace, _) => text(account().map(|(_, namespace, _)| namespace.as_bytes())),
             (Attribute::TrustDomain, _) => text(identity().and_then(|id| id.split('/').next()).map(str::as_bytes)),
             (Attribute::ServiceAccount, _) => account().is_some_and(|(_, namespace, name)| {

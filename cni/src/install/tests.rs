@@ -185,6 +185,28 @@ fn without_a_list_there_is_no_entry_and_the_reason_is_told() {
 
 // spec: NET-132
 #[test]
+fn a_version_that_the_plugin_refuses_is_told_and_the_configuration_stays_as_it_is() {
+    let node = Node::new();
+    let path = node.places.conf_dir.join("10-pods.conflist");
+    for text in [
+        CONFLIST.replace("0.4.0", "0.2.0"),
+        CONFLIST.replace("cniVersion", "other"),
+    ] {
+        fs::write(&path, &text).expect("writes");
+        let refused = node.places.install(&node.wanted).expect_err("the version is refused");
+        let told = refused.to_string();
+        assert!(
+            told.contains("10-pods.conflist: cniVersion ") && told.contains("0.3.0"),
+            "{told}"
+        );
+        assert_eq!(fs::read_to_string(&path).expect("reads"), text);
+    }
+    fs::write(&path, CONFLIST.replace("0.4.0", "0.3.0")).expect("writes");
+    assert!(node.install() && node.is_in("10-pods.conflist"));
+}
+
+// spec: NET-132
+#[test]
 fn removal_gives_the_node_back_as_it_was() {
     let node = Node::new();
     node.write("10-pods.conflist");

@@ -55,9 +55,11 @@ async fn calls_that_are_none_of_cni_are_refused_with_its_codes() {
         let (_, failure) = answer_to(&[("CNI_COMMAND", "ADD")], &broken).await.expect_err("fails");
         assert_eq!(failure.code, INVALID_CONFIGURATION, "{field}");
     }
-    let mut early = network();
-    early["cniVersion"] = json!("0.3.1");
-    assert_eq!(code_of(&[("CNI_COMMAND", "CHECK")], &early).await, INCOMPATIBLE);
+    for version in ["0.3.0", "0.3.1"] {
+        let mut early = network();
+        early["cniVersion"] = json!(version);
+        assert_eq!(code_of(&[("CNI_COMMAND", "CHECK")], &early).await, INCOMPATIBLE);
+    }
     assert_eq!(code_of(&[("CNI_COMMAND", "STATUS")], &network()).await, UNAVAILABLE);
 }
 
@@ -91,11 +93,20 @@ async fn pods_of_excluded_namespaces_and_what_is_no_pod_pass_without_the_api_ser
 #[tokio::test]
 async fn what_is_left_behind_by_a_pod_goes_with_its_namespace() {
     for command in ["DEL", "GC"] {
-        assert_eq!(
-            answer_to(&[("CNI_COMMAND", command)], &network()).await,
-            Ok(None),
-            "{command}"
-        );
+        for version in [
+            json!("1.0.0"),
+            json!("0.3.0"),
+            json!("0.2.0"),
+            json!("9.0.0"),
+            Value::Null,
+        ] {
+            let mut network = network();
+            network["cniVersion"] = version.clone();
+            let said = answer_to(&[("CNI_COMMAND", command)], &network).await;
+            assert_eq!(said, Ok(None), "{command} {version}");
+        }
+        let environment = BTreeMap::from([("CNI_COMMAND".to_owned(), command.to_owned())]);
+        assert_eq!(answer(&environment, b"{").await, Ok(None), "{command}");
     }
 }
 

@@ -63,7 +63,7 @@ fn only_sidecars_without_an_init_of_their_own_are_redirected() {
     });
     arguments(|pod| pod["metadata"]["labels"] = json!({"weft.dev/inject": "true", "app": "cart"}));
     type Change = fn(&mut Value);
-    let left: [(&str, Change); 10] = [
+    let left: [(&str, Change); 7] = [
         ("not injected", |pod| {
             pod["metadata"]["annotations"]
                 .as_object_mut()
@@ -76,13 +76,6 @@ fn only_sidecars_without_an_init_of_their_own_are_redirected() {
         ("weft-init", |pod| {
             pod["spec"]["initContainers"][0]["name"] = json!("weft-init")
         }),
-        ("label", |pod| {
-            pod["metadata"]["labels"] = json!({"weft.dev/inject": "false"})
-        }),
-        ("other label", |pod| {
-            pod["metadata"]["labels"] = json!({"sidecar.istio.io/inject": "false"})
-        }),
-        ("annotation", |pod| annotate(pod, "sidecar.istio.io/inject", "false")),
         ("mode", |pod| annotate(pod, "weft.dev/interception-mode", "NONE")),
         ("node's network", |pod| pod["spec"]["hostNetwork"] = json!(true)),
     ];
@@ -90,6 +83,92 @@ fn only_sidecars_without_an_init_of_their_own_are_redirected() {
         let decided = of(change).expect("decided");
         assert!(matches!(decided, Decision::Leave(_)), "{what}: {decided:?}");
     }
+}
+
+// spec: NET-133
+#[test]
+fn inject_keys_count_as_for_the_injector_and_not_where_the_pod_waits_for_a_redirect() {
+    let (weft, istio) = ("weft.dev/inject", "sidecar.istio.io/inject");
+    for (labels, annotations, is_left) in [
+        (&[(weft, "false")][..], &[][..], true),
+        (&[(istio, "false")], &[], true),
+        (&[], &[(istio, "false")], true),
+        (&[(weft, "perhaps")], &[(istio, "false")], true),
+        (&[(weft, "false"), (istio, "true")], &[], true),
+        (&[(weft, "true"), (istio, "false")], &[], false),
+        (&[(weft, "true")], &[(istio, "false")], false),
+        (&[(istio, "true")], &[(istio, "false")], false),
+        // Neither is a key of pods.
+        (&[(weft, "disabled")], &[], false),
+        (&[], &[(weft, "false")], false),
+    ] {
+        let marked = |pod: &mut Value| {
+            for (key, value) in labels {
+                pod["metadata"]["labels"][key] = json!(value);
+            }
+            for (key, value) in annotations {
+                annotate(pod, key, value);
+            }
+        };
+        arguments(marked);
+        let decided = of(|pod| {
+            marked(pod);
+            pod["spec"]["initContainers"][0]["name"] = json!("other");
+        });
+        let decided = decided.expect("decided");
+        assert_eq!(
+            matches!(decided, Decision::Leave(_)),
+            is_left,
+            "{labels:?} {annotations:?}"
+        );
+    }
+}
+
+// spec: NET-133, NET-134
+#[test]
+fn without_its_annotation_the_mode_is_the_one_in_the_proxy_s_environment() {
+    let of_mode = |value: &str| {
+        of(|pod| {
+            let annotations = pod["metadata"]["annotations"].as_object_mut().expect("a map");
+            annotations.remove("weft.dev/interception-mode");
+            annotations.insert("sidecar.istio.io/interceptionMode".to_owned(), json!("REDIRECT"));
+            variable(pod, "WEFT_INTERCEPTION_MODE", value);
+        })
+    };
+    assert!(matches!(of_mode("NONE"), Ok(Decision::Leave(_))));
+    let mode = |decided: Result<Decision, Invalid>| match decided {
+        Ok(Decision::Redirect(arguments)) => arguments.interception_mode,
+        other => panic!("no redirect: {other:?}"),
+    };
+    assert_eq!(mode(of_mode("TPROXY")), Mode::Tproxy);
+    assert_eq!(mode(of_mode("REDIRECT")), Mode::Redirect);
+    let said = of_mode("none").expect_err("is refused").to_string();
+    assert!(
+        said.contains("WEFT_INTERCEPTION_MODE: \"none\"; must be REDIRECT"),
+        "{said}"
+    );
+    // The annotation is the injector's word, too.
+    let read = arguments(|pod| variable(pod, "WEFT_INTERCEPTION_MODE", "TPROXY"));
+    assert_eq!(read.interception_mode, Mode::Redirect);
+}
+
+// spec: NET-134
+#[test]
+fn a_variable_whose_value_the_api_server_dropped_is_empty() {
+    let empty = |pod: &mut Value, name: &str| {
+        let all = pod["spec"]["initContainers"][1]["env"].as_array_mut().expect("a list");
+        all.push(json!({"name": name}));
+    };
+    let read = arguments(|pod| {
+        variable(pod, "ISTIO_META_DNS_CAPTURE", "true");
+        empty(pod, "ISTIO_META_DNS_CAPTURE");
+        empty(pod, "INVALID_DROP");
+    });
+    assert!(!read.dns_capture && !read.drop_invalid);
+    let said = of(|pod| empty(pod, "WEFT_INBOUND_PORT"))
+        .expect_err("is no port")
+        .to_string();
+    assert!(said.contains("WEFT_INBOUND_PORT: \"\"; must be a number"), "{said}");
 }
 
 // spec: NET-134, INJ-094

@@ -24,10 +24,10 @@ struct Node {
 
 impl Node {
     fn new(answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
-        Self::with("off", answer)
+        Self::with("off", &[], answer)
     }
 
-    fn with(repair_mode: &str, answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
+    fn with(repair_mode: &str, others: &[&str], answer: impl FnMut(&str) -> Answer + Send + 'static) -> Self {
         let folder = tempfile::tempdir().expect("a directory");
         let api = Api::new(answer);
         let below = |name: &str| folder.path().join(name);
@@ -53,6 +53,7 @@ impl Node {
                 "/etc/cni/net.d",
             ])
             .args(["--listen", &listen.to_string(), "--server", &api.server()])
+            .args(others)
             .arg("--bin-dir")
             .arg(below("bin"))
             .arg("--conf-dir")
@@ -188,8 +189,14 @@ fn the_plugin_stays_where_another_agent_follows_and_goes_where_none_does() {
         (refusal(401, "Unauthorized"), false),
         (refusal(403, "Forbidden"), false),
     ] {
-        let shown = answer.1.clone();
-        let mut node = Node::new(move |_| answer.clone());
+        let (answered, shown) = answer.clone();
+        // Only who does not tell is asked again.
+        let limit = if answered == 500 {
+            &["--leave-limit", "1"][..]
+        } else {
+            &[]
+        };
+        let mut node = Node::with("off", limit, move |_| answer.clone());
         until("installed", || node.is_ready());
         assert!(node.end().success());
         assert!(
@@ -197,14 +204,32 @@ fn the_plugin_stays_where_another_agent_follows_and_goes_where_none_does() {
             "stays: {stays}, {shown}"
         );
         let asked = "GET /apis/apps/v1/namespaces/weft-system/daemonsets/weft-cni secret";
-        assert_eq!(node.api.requests(), [asked]);
+        let requests = node.api.requests();
+        assert!(requests.iter().all(|request| request == asked), "{requests:#?}");
+        assert!(requests.len() == 1 || answered == 500, "{requests:#?}");
     }
 }
 
 // spec: NET-132
 #[test]
+fn an_api_server_that_does_not_tell_is_asked_again() {
+    let mut troubles = 2;
+    let mut node = Node::new(move |_| {
+        if troubles == 0 {
+            return refusal(404, "NotFound");
+        }
+        troubles -= 1;
+        refusal(500, "InternalError")
+    });
+    until("installed", || node.is_ready());
+    assert!(node.end().success() && node.is_absent());
+    assert_eq!(node.api.requests().len(), 3);
+}
+
+// spec: NET-132
+#[test]
 fn what_an_agent_left_behind_can_be_removed_by_hand() {
-    let mut node = Node::new(|_| refusal(500, "InternalError"));
+    let mut node = Node::with("off", &["--leave-limit", "1"], |_| refusal(500, "InternalError"));
     until("installed", || node.is_ready());
     assert!(node.end().success() && node.is_installed());
     let removed = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
@@ -278,7 +303,7 @@ fn pods_that_began_too_early_are_dealt_with_as_the_mode_says() {
         // Nothing of that pod runs here.
         ("repair", String::new(), &[], "RedirectNotRepaired"),
     ] {
-        let mut node = Node::with(mode, with_waiting_pods);
+        let mut node = Node::with(mode, &[], with_waiting_pods);
         until("an Event is written", || {
             let requests = node.api.requests();
             requests
@@ -304,7 +329,7 @@ fn pods_that_began_too_early_are_dealt_with_as_the_mode_says() {
             assert!(sent.iter().all(|part| request.contains(part)), "{mode}: {request}");
         }
     }
-    let mut node = Node::with("off", with_waiting_pods);
+    let mut node = Node::with("off", &[], with_waiting_pods);
     until("ready", || node.is_ready());
     assert!(node.end().success());
     assert!(
@@ -313,4 +338,32 @@ fn pods_that_began_too_early_are_dealt_with_as_the_mode_says() {
             .iter()
             .all(|request| request.contains("/daemonsets/"))
     );
+}
+
+// spec: NET-136
+#[test]
+fn a_pod_that_could_not_be_dealt_with_is_tried_again() {
+    let mut is_refused = true;
+    let mut node = Node::with("delete", &[], move |path| {
+        if path.contains("/pods/") && std::mem::take(&mut is_refused) {
+            return refusal(500, "InternalError");
+        }
+        let (code, mut object) = with_waiting_pods(path);
+        // One that starts no container again.
+        for pod in object["items"].as_array_mut().into_iter().flatten() {
+            pod["status"]["phase"] = json!("Failed");
+        }
+        (code, object)
+    });
+    let count = |requests: &[String], parts: [&str; 2]| {
+        let fits = |request: &&String| request.starts_with(parts[0]) && request.contains(parts[1]);
+        requests.iter().filter(fits).count()
+    };
+    until("it is deleted", || {
+        count(&node.api.requests(), ["POST ", "RedirectRepaired"]) == 1
+    });
+    assert!(node.end().success());
+    let requests = node.api.requests();
+    assert_eq!(count(&requests, ["DELETE ", "/pods/cart"]), 2, "{requests:#?}");
+    assert_eq!(count(&requests, ["POST ", "RedirectNotRepaired"]), 1, "{requests:#?}");
 }

@@ -47,8 +47,20 @@ impl Node {
     }
 
     fn call_for(&self, command: &str, namespace: &str, space: &Path) -> (i32, String) {
+        self.call_with(&self.network(), command, namespace, space, &[])
+    }
+
+    fn call_with(
+        &self,
+        network: &Value,
+        command: &str,
+        namespace: &str,
+        space: &Path,
+        environment: &[(&str, &str)],
+    ) -> (i32, String) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
             .env_clear()
+            .envs(environment.iter().copied())
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", "c")
             .env("CNI_IFNAME", "eth0")
@@ -62,7 +74,7 @@ impl Node {
             .stdout(Stdio::piped())
             .spawn()
             .expect("runs");
-        let input = self.network().to_string();
+        let input = network.to_string();
         child
             .stdin
             .take()
@@ -152,6 +164,37 @@ fn a_new_sandbox_gets_the_rules_of_init_and_the_result_before_is_passed_on() {
         TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("is captured");
         proxy.accept().expect("arrives");
     });
+}
+
+// spec: NET-131
+#[test]
+fn a_configuration_of_an_early_version_gets_the_rules_too() {
+    let node = Node::new(pod(&json!({}), &[]));
+    let mut network = node.network();
+    network["cniVersion"] = json!("0.3.0");
+    network["prevResult"]["cniVersion"] = json!("0.3.0");
+    let (code, said) = node.call_with(&network, "ADD", "shop", &node.space.path, &[]);
+    assert_eq!((code, said.trim()), (0, network["prevResult"].to_string().as_str()));
+    assert_eq!(node.space.rules(), rules_of_init(Arguments::default()));
+}
+
+// spec: NET-135
+#[test]
+fn the_runtime_s_proxy_for_images_is_not_asked_for_pods() {
+    let node = Node::new(pod(&json!({}), &[]));
+    for name in [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
+        let environment = [(name, "http://127.0.0.1:1")];
+        let (code, said) = node.call_with(&node.network(), "ADD", "shop", &node.space.path, &environment);
+        assert_eq!(code, 0, "{name}: {said}");
+    }
+    assert_eq!(node.space.rules(), rules_of_init(Arguments::default()));
 }
 
 // spec: NET-134, NET-140
@@ -345,6 +388,10 @@ fn the_rules_are_set_in_a_sandbox_that_runs_and_in_no_other() {
     std::fs::write(process.join("cgroup"), "0::/kubepods/podu-1/c\n").expect("writes");
     std::fs::write(process.join("stat"), format!("400 (pause) S{} 70 0\n", " 1".repeat(18))).expect("writes");
     std::os::unix::fs::symlink(&space.path, process.join("ns/net")).expect("links");
+    let node = Space::new();
+    let first = processes.path().join("1/ns");
+    std::fs::create_dir_all(&first).expect("makes");
+    std::os::unix::fs::symlink(&node.path, first.join("net")).expect("links");
     let redirect = |addresses: &[&str]| {
         let addresses: Vec<IpAddr> = addresses
             .iter()
@@ -352,6 +399,8 @@ fn the_rules_are_set_in_a_sandbox_that_runs_and_in_no_other() {
             .collect();
         sandbox::redirect(processes.path(), "u-1", &addresses, &Arguments::default())
     };
+    // With it any address can be bound.
+    space.run(|| std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1").expect("writes"));
     // A process of the pod's that has left for another network, or is still in the node's.
     for addresses in [&["10.99.0.3", "fd99::3"][..], &[]] {
         let refused = redirect(addresses).expect_err("has other addresses");
@@ -360,4 +409,36 @@ fn the_rules_are_set_in_a_sandbox_that_runs_and_in_no_other() {
     assert_eq!(space.rules(), "");
     redirect(&["fd99::2", "10.99.0.2"]).expect("sets the rules");
     assert_eq!(space.rules(), rules_of_init(Arguments::default()));
+    let added = space.run(|| {
+        Command::new("ip")
+            .args("address add fd99::2/64 dev eth0".split(' '))
+            .status()
+    });
+    assert!(added.expect("runs").success());
+    redirect(&["fd99::2"]).expect("is known by its IPv6 address alone");
+}
+
+// spec: NET-136
+#[test]
+fn a_process_of_the_pod_s_in_the_node_s_network_gets_no_rules_there() {
+    let processes = tempfile::tempdir().expect("a directory");
+    let node = Space::new();
+    for (pid, cgroup) in [("1", "0::/init.scope\n"), ("400", "0::/kubepods/podu-1/c\n")] {
+        let process = processes.path().join(pid);
+        std::fs::create_dir_all(process.join("ns")).expect("makes");
+        std::fs::write(process.join("cgroup"), cgroup).expect("writes");
+        std::fs::write(process.join("stat"), format!("{pid} (a) S{} 70 0\n", " 1".repeat(18))).expect("writes");
+        std::os::unix::fs::symlink(&node.path, process.join("ns/net")).expect("links");
+    }
+    let addresses = ["10.99.0.2".parse().expect("an address")];
+    let redirect = || sandbox::redirect(processes.path(), "u-1", &addresses, &Arguments::default());
+    let refused = redirect().expect_err("is the node's");
+    assert!(
+        refused.to_string().contains("the node's own network namespace"),
+        "{refused}"
+    );
+    // Nor where it cannot be told.
+    std::fs::remove_file(processes.path().join("1/ns/net")).expect("removes");
+    assert!(matches!(redirect(), Err(SandboxError::Namespace(_))));
+    assert_eq!(node.rules(), "");
 }

@@ -11,6 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use weft_bundle::key::{KeyInputs, credential_stem, credentials_index};
 use weft_bundle::pack::{self, Files, Limits};
+use weft_bundle::pem;
 
 use super::{ConfigRef, Output, Shared, gateway};
 use crate::world::{Credential, ObjectRef, World};
@@ -216,7 +217,8 @@ fn pair(files: &Files) -> Result<Parts, String> {
     let ((chain_name, chain), (key_name, key), staple) =
         found.ok_or("has neither tls.crt with tls.key nor cert with key")?;
     let certificates = certificates(chain).map_err(|why| format!("has no good {chain_name}: {why}"))?;
-    let private = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("has no good {key_name}: {e}"))?;
+    let private =
+        PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("has no good {key_name}: {}", pem::problem(&e)))?;
     CertifiedKey::from_der(certificates, private, &aws_lc_rs::default_provider()).map_err(|e| match e {
         rustls::Error::InconsistentKeys(_) => format!("has a {key_name} that is not that of {chain_name}"),
         e => format!("has no good {key_name}: {e}"),
@@ -237,7 +239,7 @@ fn authorities(files: &Files) -> Result<Parts, String> {
     let mut parts = vec![("ca", authorities.clone())];
     if let Some(bytes) = files.get(list) {
         let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
-        lists.map_err(|e| format!("has no good {list}: {e}"))?;
+        lists.map_err(|e| format!("has no good {list}: {}", pem::problem(&e)))?;
         parts.push(("crl", bytes.clone()));
     }
     Ok(parts)
@@ -245,7 +247,7 @@ fn authorities(files: &Files) -> Result<Parts, String> {
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let all = all.map_err(|e| e.to_string())?;
+    let all = all.map_err(|e| pem::problem(&e).to_owned())?;
     if all.is_empty() {
         return Err("holds no certificate".into());
     }

@@ -20,6 +20,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use weft_bundle::key::is_credentials_index;
 use weft_bundle::model::{Config, Serves};
 use weft_bundle::pack::{Files, sha256};
+use weft_bundle::pem;
 use weft_bundle::wire::{Authorities, Certificate, Clients, TlsSettings, TlsVersion};
 
 use crate::tls::{carries_one_of, narrowed};
@@ -360,7 +361,7 @@ fn ready(settings: &TlsSettings, sources: &Sources) -> Result<Ready, String> {
 
 fn certified(pair: &Pair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, String> {
     let chain = certificates(&pair.chain)?;
-    let key = PrivateKeyDer::from_pem_slice(&pair.key).map_err(|e| format!("the key is not PEM: {e}"))?;
+    let key = PrivateKeyDer::from_pem_slice(&pair.key).map_err(|e| format!("the key: {}", pem::problem(&e)))?;
     let mut certified = CertifiedKey::from_der(chain, key, provider).map_err(|e| match e {
         rustls::Error::InconsistentKeys(_) => "the key is not that of the certificate".to_owned(),
         e => e.to_string(),
@@ -371,7 +372,7 @@ fn certified(pair: &Pair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let all = all.map_err(|e| format!("a certificate is not PEM: {e}"))?;
+    let all = all.map_err(|e| format!("a certificate: {}", pem::problem(&e)))?;
     if all.is_empty() {
         return Err("holds no certificate".into());
     }
@@ -392,7 +393,7 @@ fn verifier(
     let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if let Some(revoked) = &sources.revoked {
         let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(revoked).collect();
-        let lists = lists.map_err(|e| format!("the list of revoked certificates is not PEM: {e}"))?;
+        let lists = lists.map_err(|e| format!("the list of revoked certificates: {}", pem::problem(&e)))?;
         // Of issuers that publish no list nothing is known.
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
     }

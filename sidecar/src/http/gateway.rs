@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use weft_bundle::model::{Config, Denial, Granted, Inside, Listener, Serves, Tls, VirtualHosts};
+use weft_bundle::model::{Config, Denial, Granted, Inside, Listener, Serves, Tls, TlsServer, VirtualHosts};
 
 use super::client::Response;
 use super::inbound::element;
@@ -15,7 +15,7 @@ use super::replay::Meter;
 use super::rescue::{Audience, Failure, rescue};
 use super::route::split_port;
 use super::{Body, RequestHead, path};
-use crate::authorize::{self, Asked, Dialled};
+use crate::authorize::{self, Asked, Dialled, Since};
 use crate::exchange::{Downstream, Exchange};
 use crate::gateway::OpenPort;
 use crate::shared::Snapshot;
@@ -30,11 +30,12 @@ pub(super) async fn handle(
     meter: &Rc<Meter>,
     exchange: &mut Exchange,
 ) -> Response {
+    let since = worker.changes.now();
     let Some(snapshot) = port.snapshot(worker) else {
         return rescue(Failure::no_route(), exchange, Audience::Outside);
     };
     exchange.source = Some(snapshot.config.workload.clone());
-    let outcome = serve(worker, &snapshot, port.number, head, body, meter, exchange).await;
+    let outcome = serve(worker, (&snapshot, since), port.number, head, body, meter, exchange).await;
     let mut response = outcome.unwrap_or_else(|failure| rescue(failure, exchange, Audience::Outside));
     strip_outside(&mut response.head);
     response
@@ -42,7 +43,7 @@ pub(super) async fn handle(
 
 async fn serve(
     worker: &Rc<Worker>,
-    snapshot: &Snapshot,
+    (snapshot, since): (&Snapshot, Since),
     number: u16,
     mut head: RequestHead,
     body: Body,
@@ -51,7 +52,8 @@ async fn serve(
 ) -> Result<Response, Failure> {
     let config = &snapshot.config;
     // The port may serve something else since the client connected.
-    let is_tls = exchange.downstream.is_tls;
+    let ended_by = exchange.downstream.ended_by.clone();
+    let is_tls = ended_by.is_some();
     let found = config.listeners.get(&number).and_then(|listener| {
         let name = exchange.downstream.server_name.as_deref();
         let domains = domains(listener, is_tls, name.unwrap_or_default())?;
@@ -63,6 +65,16 @@ async fn serve(
             ..Failure::no_route()
         });
     };
+    if let Some(before) = &ended_by
+        && server(listener, exchange.downstream.server_name.as_deref().unwrap_or_default())
+            .is_none_or(|now| now.tls.clients != before.tls.clients)
+    {
+        // What the server asks of its clients was not asked of this one (GW-031).
+        return Err(Failure {
+            close: true,
+            ..Failure::plain(421, "Misdirected Request", "misdirected_request")
+        });
+    }
     path::admit(&mut head, config.mesh.path_normalization)?;
     prepare(&mut head, exchange, if is_tls { "https" } else { "http" });
     let granted = judge(config, listener, &exchange.downstream, &head);
@@ -83,8 +95,8 @@ async fn serve(
     let downstream = exchange.downstream.clone();
     let forward = follow(worker, snapshot, &domain.http, caller, head, body, meter, exchange);
     let judge = |config: &Config| again(config, number, &downstream, &asked);
-    let outcome = authorize::while_granted(worker, forward, judge).await;
-    exchange.asked = Some(asked);
+    let outcome = authorize::while_granted(worker, since, forward, judge).await;
+    exchange.asked = Some((asked, since));
     outcome.unwrap_or_else(|denial| Err(Failure::denied(&denial)))
 }
 
@@ -124,14 +136,22 @@ pub(super) fn again(
 fn domains<'l>(listener: &'l Listener, is_tls: bool, server_name: &str) -> Option<&'l VirtualHosts> {
     match &listener.serves {
         Serves::Http(domains) if !is_tls => Some(domains),
-        Serves::Tls(tls) if is_tls => match tls.find(server_name)? {
-            Tls::Ends(server) => match &server.inside {
-                Inside::Http(domains) => Some(domains),
-                Inside::Tcp(_) => None,
-            },
-            Tls::PassesThrough(_) => None,
+        Serves::Tls(_) if is_tls => match &server(listener, server_name)?.inside {
+            Inside::Http(domains) => Some(domains),
+            Inside::Tcp(_) => None,
         },
         Serves::Http(_) | Serves::Tls(_) | Serves::Tcp(_) => None,
+    }
+}
+
+/// The server at which TLS for a name ends.
+fn server<'l>(listener: &'l Listener, name: &str) -> Option<&'l TlsServer> {
+    match &listener.serves {
+        Serves::Tls(tls) => match tls.find(name)? {
+            Tls::Ends(server) => Some(server),
+            Tls::PassesThrough(_) => None,
+        },
+        Serves::Http(_) | Serves::Tcp(_) => None,
     }
 }
 
@@ -140,8 +160,11 @@ fn prepare(head: &mut RequestHead, exchange: &mut Exchange, scheme: &'static str
     let headers = &mut head.headers;
     headers.retain(|field| !is_removed(&field.name) && !is_control(&field.name));
     let before = headers.remove_all("x-forwarded-for");
-    let forwarded = forwarded_for(before.as_ref(), exchange.downstream.remote.ip());
+    let client = exchange.downstream.remote.ip();
+    let forwarded = forwarded_for(before.as_ref(), client);
     headers.push("x-forwarded-for", forwarded.clone());
+    // In place of what the client said of itself (AUTHZ-061).
+    headers.push("x-envoy-external-address", client.to_string());
     exchange.forwarded_for = Some(forwarded);
     // What the client's own connection has shown, and nothing that it says (ID-123).
     let downstream = exchange.downstream.clone();

@@ -372,11 +372,19 @@ pub fn refusal(parts: &http::request::Parts, head: &RequestHead) -> Option<u16> 
         || !super::h1::is_authority(&head.authority)
         || (head.path.first() != Some(&b'/') && !asterisk)
         || head.path.iter().any(|b| *b <= 0x20 || *b >= 0x7f)
+        || parts.headers.values().any(|value| has_edge(value.as_bytes()))
     {
         Some(400)
     } else {
         None
     }
+}
+
+/// White space around a value is malformed (RFC 9113, section 8.2.1). Written for HTTP/1 it would be gone, and the value be
+/// another one than policies saw.
+fn has_edge(value: &[u8]) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.first()) || is_space(value.last())
 }
 
 /// Fields in one buffer. A request's `host` is replaced by its authority, in front, and its cookies are joined

@@ -28,6 +28,7 @@ pub(super) async fn handle(
     meter: &Rc<Meter>,
     exchange: &mut Exchange,
 ) -> Response {
+    let since = worker.changes.now();
     let Some(snapshot) = worker.snapshot() else {
         return rescue(Failure::no_route(), exchange, Audience::Outside);
     };
@@ -89,12 +90,12 @@ pub(super) async fn handle(
             }),
         };
         let forward = direct::forward(worker, &direct, &head, body, meter, exchange);
-        let judge = |config: &Config| authorize::again(config, &downstream, port, said.as_ref().or(Some(&head)));
-        let outcome = match authorize::while_granted(worker, forward, judge).await {
+        let judge = |config: &Config| authorize::stands(config, &downstream, port, said.as_ref().or(Some(&head)));
+        let outcome = match authorize::while_granted(worker, since, forward, judge).await {
             Ok(outcome) => outcome,
             Err(denial) => Err(Failure::denied(&denial)),
         };
-        exchange.asked = said.or(Some(head));
+        exchange.asked = said.or(Some(head)).map(|head| (head, since));
         outcome
     };
     let mut response = match outcome {
@@ -181,7 +182,7 @@ pub(super) fn element(downstream: &Downstream, with_certificate: bool) -> Option
     if with_certificate {
         out.push_str(&format!(";Cert=\"{}\"", encoded(&tls.leaf)));
     }
-    out.push_str(&format!(";Subject=\"{}\"", facts.subject.replace('"', "\\\"")));
+    out.push_str(&format!(";Subject=\"{}\"", escaped(&facts.subject)));
     for uri in &facts.uris {
         out.push_str(&format!(";URI={}", quoted(uri)));
     }
@@ -212,11 +213,29 @@ fn encoded(der: &[u8]) -> String {
 
 /// Values with separators stand in quotes (ID-124).
 fn quoted(value: &str) -> String {
-    if value.contains([',', ';', '=', '"']) {
-        format!("\"{}\"", value.replace('"', "\\\""))
-    } else {
+    let is_plain = |c: char| !matches!(c, ',' | ';' | '=' | '"' | '\\') && (' '..='~').contains(&c);
+    if value.chars().all(is_plain) {
         value.to_owned()
+    } else {
+        format!("\"{}\"", escaped(value))
     }
+}
+
+/// What stands between quotes. Whoever signs certificates may write anything into them: nothing of it ends the quotes, or the
+/// header field.
+fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            c => c
+                .encode_utf8(&mut [0; 4])
+                .bytes()
+                .for_each(|byte| out.push_str(&format!("%{byte:02X}"))),
+        }
+    }
+    out
 }
 
 /// HTTP version towards the application: that of its port, the caller's on automatic ones (SM-023, SE-095).
@@ -250,4 +269,19 @@ pub fn source(worker: &Worker, downstream: &Downstream) -> Option<Arc<PeerWorklo
         app: None,
         version: None,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: ID-121, ID-124
+    #[test]
+    fn nothing_that_a_certificate_says_ends_its_quotes_or_its_field() {
+        assert_eq!(quoted("spiffe://a/b"), "spiffe://a/b");
+        assert_eq!(quoted("a;b"), "\"a;b\"");
+        assert_eq!(quoted("a\\\";URI=x"), "\"a\\\\\\\";URI=x\"");
+        assert_eq!(quoted("a\r\nb"), "\"a%0D%0Ab\"");
+        assert_eq!(escaped("CN=\u{e4}\0"), "CN=%C3%A4%00");
+    }
 }

@@ -79,10 +79,14 @@ fn fits(m: &Match, view: &View<'_>) -> bool {
 #[must_use]
 pub fn without_port(authority: &[u8], port: u16) -> &[u8] {
     let (name, found) = split_port(authority);
-    if found == Some(port) { name } else { authority }
+    if found.is_none_or(|found| found == port) {
+        name
+    } else {
+        authority
+    }
 }
 
-/// Name and port of an authority. Brackets of IPv6 addresses stay.
+/// Name and port of an authority. Brackets of IPv6 addresses stay; an empty port is none (RFC 3986, section 3.2.3).
 #[must_use]
 pub fn split_port(authority: &[u8]) -> (&[u8], Option<u16>) {
     let Some(colon) = memchr::memrchr(b':', authority) else {
@@ -94,7 +98,12 @@ pub fn split_port(authority: &[u8]) -> (&[u8], Option<u16>) {
     if name.contains(&b':') && name.last() != Some(&b']') {
         return (authority, None);
     }
-    match std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()) {
+    if digits.is_empty() {
+        return (name, None);
+    }
+    let is_number = digits.iter().all(u8::is_ascii_digit);
+    let number = std::str::from_utf8(digits).ok().filter(|_| is_number);
+    match number.and_then(|digits| digits.parse().ok()) {
         Some(port) => (name, Some(port)),
         None => (authority, None),
     }

@@ -19,7 +19,7 @@ use super::h1::{Close, Conn, Framing, HeadError, ReceivedRequest, Upgrade};
 use super::replay::{Messages, Meter};
 use super::rescue::{Audience, Failure, rescue};
 use super::{Body, RequestHead, ResponseHead, Version, gateway, inbound, outbound};
-use crate::authorize;
+use crate::authorize::{self, Since};
 use crate::detect::{self, Among, Verdict};
 use crate::exchange::{Details, Downstream, Exchange, Flags};
 use crate::gateway::OpenPort;
@@ -229,18 +229,18 @@ async fn while_granted<F: Future>(
     worker: &Worker,
     downstream: &Downstream,
     handler: &Handler,
-    asked: Option<&RequestHead>,
+    asked: Option<&(RequestHead, Since)>,
     what: F,
 ) -> Result<F::Output, Details> {
-    let (Handler::Inbound { .. } | Handler::Gateway(_), Some(head)) = (handler, asked) else {
+    let (Handler::Inbound { .. } | Handler::Gateway(_), Some((head, since))) = (handler, asked) else {
         return Ok(what.await);
     };
     let judge = |config: &Config| match handler {
         Handler::Outbound { .. } => Ok(()),
-        Handler::Inbound { port, .. } => authorize::again(config, downstream, *port, Some(head)),
+        Handler::Inbound { port, .. } => authorize::stands(config, downstream, *port, Some(head)),
         Handler::Gateway(port) => gateway::again(config, port.number, downstream, head),
     };
-    let end = authorize::while_granted(worker, what, judge).await;
+    let end = authorize::while_granted(worker, *since, what, judge).await;
     end.map_err(|denial| Details::Denied(denial.details.clone()))
 }
 

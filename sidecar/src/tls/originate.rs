@@ -17,6 +17,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
+use weft_bundle::pem;
 use weft_bundle::wire::OriginateTls;
 
 use super::{FromDer, GeneralName, Inner, TlsStream, X509Certificate, provider};
@@ -184,8 +185,8 @@ fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result
         (Some(certificate), Some(key)) => {
             let chain = CertificateDer::pem_file_iter(certificate)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| format!("{certificate}: {e}"))?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{key}: {e}"))?;
+                .map_err(|e| format!("{certificate}: {}", pem::problem(&e)))?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{key}: {}", pem::problem(&e)))?;
             builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())?
         }
         _ => builder.with_no_client_auth(),

@@ -51,6 +51,7 @@ fn get(path: &'static str) -> Asked {
 fn caller(principal: Option<&'static str>) -> Caller<'static> {
     Caller {
         principal,
+        is_verified: principal.is_some(),
         address: [10, 0, 0, 9].into(),
         destination: [10, 0, 0, 1].into(),
         port: 8080,

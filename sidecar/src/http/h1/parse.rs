@@ -479,6 +479,10 @@ fn strip_hop(headers: &mut Headers, may_upgrade: bool) -> Hop {
         };
     }
     let websocket = hop.upgrade == Upgrade::WebSocket;
+    if websocket {
+        // Others that the client would take are not offered: what they carry nobody would judge.
+        headers.set(Bytes::from_static(b"upgrade"), Bytes::from_static(b"websocket"));
+    }
     let trailers = headers.has_token("te", "trailers");
     if trailers {
         headers.set(Bytes::from_static(b"te"), Bytes::from_static(b"trailers"));
