@@ -426,6 +426,7 @@ pub fn mesh_resource(group: &str, kind: &str, version: &str) -> ApiResource {
     let plural = match kind {
         "ServiceEntry" => "serviceentries".to_owned(),
         "WorkloadEntry" => "workloadentries".to_owned(),
+        "AuthorizationPolicy" => "authorizationpolicies".to_owned(),
         other => format!("{}s", other.to_lowercase()),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)
@@ -436,3 +437,21 @@ pub const MISSING_KIND: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// An API server that is back has its control plane back soon after.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use weft_crds::object::KINDS;
+
+    use super::*;
+
+    // spec: SM-128, AUTHN-001
+    #[test]
+    fn kinds_are_asked_for_by_the_names_of_their_definitions() {
+        let definitions = weft_crds::schema::definitions();
+        for (group, kind, versions) in KINDS {
+            let mut all = definitions.iter().map(|(_, definition)| &definition.spec.names);
+            let names = all.find(|names| names.kind == kind).expect("a definition");
+            assert_eq!(mesh_resource(group, kind, versions[0]).plural, names.plural);
+        }
+    }
+}
