@@ -17,3 +17,17 @@ pub mod plugin;
 pub mod pod;
 pub mod repair;
 pub mod sandbox;
+
+/// An error with what it came from, for those that do not say it themselves.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !out.contains(&text) {
+            out = format!("{out}: {text}");
+        }
+        next = cause.source();
+    }
+    out
+}

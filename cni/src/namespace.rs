@@ -44,34 +44,19 @@ impl Namespace {
     /// # Errors
     /// [`NamespaceError::Open`] or [`NamespaceError::Own`].
     pub fn open(path: &Path) -> Result<Self, NamespaceError> {
-        Self::open_apart(path, &[Path::new(OWN)])
+        let (file, identity) = open(path)?;
+        apart(path, identity, open(Path::new(OWN))?.1)?;
+        Ok(Self(file))
     }
 
-    /// The same, where the node is seen by its processes as well: the namespace of the first of them is refused, too.
+    /// The same, where the node is seen by its processes as well: the node's is refused, too.
     ///
     /// # Errors
     /// [`NamespaceError::Open`] or [`NamespaceError::Own`].
     pub fn open_among(processes: &Path, path: &Path) -> Result<Self, NamespaceError> {
-        Self::open_apart(path, &[Path::new(OWN), &processes.join("1/ns/net")])
-    }
-
-    fn open_apart(path: &Path, refused: &[&Path]) -> Result<Self, NamespaceError> {
-        let named = |path: &Path| path.display().to_string();
-        let open = |path: &Path| {
-            let source = |source| NamespaceError::Open {
-                path: named(path),
-                source,
-            };
-            let file = File::open(path).map_err(source)?;
-            let identity = file.metadata().map(|found| (found.dev(), found.ino()));
-            Ok((file, identity.map_err(source)?))
-        };
         let (file, identity) = open(path)?;
-        for refused in refused {
-            if open(refused)?.1 == identity {
-                return Err(NamespaceError::Own { path: named(path) });
-            }
-        }
+        apart(path, identity, open(Path::new(OWN))?.1)?;
+        apart(path, identity, of_node(processes)?)?;
         Ok(Self(file))
     }
 
@@ -101,6 +86,35 @@ impl Namespace {
             }
         })
     }
+}
+
+/// What tells one namespace from another.
+type Identity = (u64, u64);
+
+fn open(path: &Path) -> Result<(File, Identity), NamespaceError> {
+    let failed = |source| NamespaceError::Open {
+        path: path.display().to_string(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    Ok((file, (found.dev(), found.ino())))
+}
+
+fn apart(path: &Path, one: Identity, other: Identity) -> Result<(), NamespaceError> {
+    if one == other {
+        let path = path.display().to_string();
+        return Err(NamespaceError::Own { path });
+    }
+    Ok(())
+}
+
+/// The node's namespace: that of its first process. One that lets nobody look tells nothing, and the kernel's own threads
+/// are in the same.
+fn of_node(processes: &Path) -> Result<Identity, NamespaceError> {
+    let of = |process: &str| open(&processes.join(process).join("ns/net")).map(|(_, identity)| identity);
+    let is_kernel = || std::fs::read_to_string(processes.join("2/comm")).is_ok_and(|name| name.trim() == "kthreadd");
+    of("1").or_else(|error| if is_kernel() { of("2") } else { Err(error) })
 }
 
 fn own_addresses() -> nix::Result<Vec<IpAddr>> {

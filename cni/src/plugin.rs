@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use weft_sidecar::init::{self, Arguments};
 
+use crate::chain;
 use crate::lookup::{self, PodName};
 use crate::namespace::Namespace;
 use crate::network::{NAME, Settings};
@@ -226,20 +227,6 @@ fn pod_name(arguments: &str) -> Option<PodName> {
         name: value("K8S_POD_NAME")?,
         uid: value("K8S_POD_UID"),
     })
-}
-
-/// An error with what it came from, for those that do not say it themselves.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if !out.contains(&text) {
-            out = format!("{out}: {text}");
-        }
-        next = cause.source();
-    }
-    out
 }
 
 /// The version of an error where the caller tells none.

@@ -439,6 +439,17 @@ fn a_process_of_the_pod_s_in_the_node_s_network_gets_no_rules_there() {
     );
     // Nor where it cannot be told.
     std::fs::remove_file(processes.path().join("1/ns/net")).expect("removes");
-    assert!(matches!(redirect(), Err(SandboxError::Namespace(_))));
+    let untold = redirect().expect_err("is not known");
+    assert!(untold.to_string().contains("1/ns/net"), "{untold}");
+    // The kernel's threads tell it where the first process does not.
+    let kernel = processes.path().join("2");
+    std::fs::create_dir_all(kernel.join("ns")).expect("makes");
+    std::fs::write(kernel.join("comm"), "kthreadd\n").expect("writes");
+    std::os::unix::fs::symlink(&node.path, kernel.join("ns/net")).expect("links");
+    let refused = redirect().expect_err("is the node's");
+    assert!(
+        refused.to_string().contains("the node's own network namespace"),
+        "{refused}"
+    );
     assert_eq!(node.rules(), "");
 }
