@@ -423,13 +423,7 @@ fn kind_reference(kind: &str) -> ObjectRef {
 /// The API of a mesh kind.
 #[must_use]
 pub fn mesh_resource(group: &str, kind: &str, version: &str) -> ApiResource {
-    let plural = match kind {
-        "ServiceEntry" => "serviceentries".to_owned(),
-        "WorkloadEntry" => "workloadentries".to_owned(),
-        "AuthorizationPolicy" => "authorizationpolicies".to_owned(),
-        other => format!("{}s", other.to_lowercase()),
-    };
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
 }
 
 /// How long a kind may be there unnoticed: OPS-032 allows 30 s.

@@ -24,6 +24,12 @@ pub mod read;
 
 pub use credential::Credential;
 
+/// Whether labels hold all that a selector asks for.
+#[must_use]
+pub fn has_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
 /// Kinds that rendering depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the names of Kubernetes kinds")]
@@ -452,6 +458,13 @@ impl World {
             .filter(|d| !d.is_empty())
             .unwrap_or("cluster.local")
             .replace('@', ".")
+    }
+
+    /// Further trust domains of the mesh, in the same form (ID-006).
+    #[must_use]
+    pub fn trust_domain_aliases(&self) -> Vec<String> {
+        let aliases = self.mesh.trust_domain_aliases.iter();
+        aliases.map(|alias| alias.replace('@', ".")).collect()
     }
 
     /// Labels of a namespace; none where it is not known.

@@ -246,12 +246,6 @@ struct View<'v, R: ?Sized> {
 }
 
 impl Authorization {
-    /// Nothing is asked, so that everything passes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.custom.is_empty() && self.deny.is_empty() && self.nothing_allows.is_none() && self.audit.is_empty()
-    }
-
     /// Some condition is on the name that TLS asks for: who decides has to know it.
     #[must_use]
     pub fn asks_server_name(&self) -> bool {

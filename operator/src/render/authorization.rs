@@ -8,7 +8,7 @@ use weft_crds::AuthorizationPolicy;
 use weft_crds::authorization_policy::{self, Condition, Rule};
 
 use super::{ObjectReport, Shared};
-use crate::world::{Kind, ObjectRef, World};
+use crate::world::{Kind, ObjectRef, World, has_labels};
 
 /// The policies of a workload, by namespace and name (AUTHZ-002, AUTHZ-003).
 pub(super) fn policies(shared: &Shared<'_>, inputs: &KeyInputs) -> Vec<wire::AuthorizationPolicy> {
@@ -30,7 +30,7 @@ pub(super) fn policies(shared: &Shared<'_>, inputs: &KeyInputs) -> Vec<wire::Aut
 
 fn selects(policy: &AuthorizationPolicy, labels: &BTreeMap<String, String>) -> bool {
     let wanted = policy.spec.selector.as_ref().map(|selector| &selector.match_labels);
-    wanted.is_none_or(|wanted| wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
+    wanted.is_none_or(|wanted| has_labels(labels, wanted))
 }
 
 /// It names targets in place of workloads: sidecars and gateways of Gateway take no notice of it (AUTHZ-005).
@@ -163,12 +163,8 @@ struct Domains(Vec<String>);
 
 impl Domains {
     fn of(world: &World) -> Self {
-        let aliases = world
-            .mesh
-            .trust_domain_aliases
-            .iter()
-            .map(|alias| alias.replace('@', "."));
-        Self(std::iter::once(world.trust_domain()).chain(aliases).collect())
+        let own = std::iter::once(world.trust_domain());
+        Self(own.chain(world.trust_domain_aliases()).collect())
     }
 
     fn has(&self, domain: &str) -> bool {

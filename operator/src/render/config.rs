@@ -188,11 +188,7 @@ fn mesh(world: &World) -> Mesh {
     Mesh {
         cluster_domain: world.settings.cluster_domain.clone(),
         trust_domain: world.trust_domain(),
-        trust_domain_aliases: config
-            .trust_domain_aliases
-            .iter()
-            .map(|a| a.replace('@', "."))
-            .collect(),
+        trust_domain_aliases: world.trust_domain_aliases(),
         skip_validate_trust_domain: world.settings.skip_validate_trust_domain,
         outbound_policy: match outbound.as_str() {
             "REGISTRY_ONLY" => wire::OutboundPolicy::RegistryOnly,

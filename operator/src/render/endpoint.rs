@@ -15,7 +15,7 @@ use weft_crds::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 
 use super::service::{Registered, Resolution};
 use super::{Shared, inbound};
-use crate::world::{World, pod};
+use crate::world::{World, has_labels, pod};
 
 /// The pods and templates of one namespace.
 #[derive(Debug, Default)]
@@ -58,12 +58,12 @@ impl Members {
         let templates = templates.map(|t| (t.metadata.as_ref().and_then(|m| m.labels.as_ref()), t.spec.as_ref()));
         let selected = pods
             .chain(templates)
-            .filter(|(labels, _)| labels.is_some_and(|l| selector.iter().all(|(k, v)| l.get(k) == Some(v))));
+            .filter(|(labels, _)| labels.is_some_and(|labels| has_labels(labels, selector)));
         let of_pods = selected.map(|(_, spec)| pod::service_account(spec).to_owned());
-        let entries = self.workload_entries.iter().filter(|entry| {
-            let labels = labels(&entry.spec, entry.metadata.labels.as_ref());
-            selector.iter().all(|(k, v)| labels.get(k) == Some(v))
-        });
+        let entries = self
+            .workload_entries
+            .iter()
+            .filter(|entry| has_labels(&labels(&entry.spec, entry.metadata.labels.as_ref()), selector));
         let of_entries = entries.filter_map(|entry| entry.spec.service_account.clone());
         let accounts: BTreeSet<String> = of_pods.chain(of_entries).filter(|a| !a.is_empty()).collect();
         let full = accounts.into_iter().map(|account| format!("{namespace}/{account}"));

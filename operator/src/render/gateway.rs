@@ -11,7 +11,7 @@ use weft_crds::gateway as api;
 use weft_crds::validate::host::canonical;
 
 use super::{ObjectReport, Shared, credential, inbound};
-use crate::world::{Kind, ObjectRef, age};
+use crate::world::{Kind, ObjectRef, age, has_labels};
 
 mod tls;
 
@@ -192,8 +192,7 @@ fn class(shared: &Shared<'_>, server: &api::Server) -> Result<Class, String> {
 
 /// Whether a workload serves a Gateway (GW-002, GW-004).
 fn selects(gateway: &Gateway, inputs: &KeyInputs) -> bool {
-    let selector = &gateway.spec.selector;
-    selector.iter().all(|(k, v)| inputs.labels.get(k) == Some(v))
+    has_labels(&inputs.labels, &gateway.spec.selector)
 }
 
 /// The credentials that the servers of a workload name, those of the oldest Gateways first (DLV-155).
@@ -251,7 +250,7 @@ impl Translation {
         for (_, service) in services {
             let Some(spec) = &service.spec else { continue };
             let selector = spec.selector.as_ref().filter(|s| !s.is_empty());
-            if !selector.is_some_and(|s| s.iter().all(|(k, v)| inputs.labels.get(k) == Some(v))) {
+            if !selector.is_some_and(|selector| has_labels(&inputs.labels, selector)) {
                 continue;
             }
             let labels = service.metadata.labels.as_ref();

@@ -12,7 +12,7 @@ use weft_crds::{PeerAuthentication, Sidecar};
 use super::policy::{Chosen, Client};
 use super::service::Spoken;
 use super::{ObjectReport, Shared};
-use crate::world::{Kind, ObjectRef, World, age};
+use crate::world::{Kind, ObjectRef, World, age, has_labels};
 
 /// Modes of a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) fn inbound(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&
     for ((namespace, name), service) in services {
         let Some(spec) = &service.spec else { continue };
         let selector = spec.selector.as_ref().filter(|s| !s.is_empty());
-        if !selector.is_some_and(|s| s.iter().all(|(k, v)| inputs.labels.get(k) == Some(v))) {
+        if !selector.is_some_and(|selector| has_labels(&inputs.labels, selector)) {
             continue;
         }
         for port in spec
@@ -179,8 +179,7 @@ pub(super) fn modes(shared: &Shared<'_>, namespace: &str, labels: &BTreeMap<Stri
         in_namespace(namespace).find(|(p, _)| selector(p).is_none())
     };
     // With a selector in the root namespace a policy is nobody's (PA-008).
-    let selected =
-        |p: &PeerAuthentication| selector(p).is_some_and(|s| s.iter().all(|(k, v)| labels.get(k) == Some(v)));
+    let selected = |p: &PeerAuthentication| selector(p).is_some_and(|selector| has_labels(labels, selector));
     let own = if namespace == root {
         None
     } else {

@@ -7,6 +7,7 @@ use weft_crds::virtual_service as api;
 
 use super::Client;
 use super::precedence::{gateway_id, is_for_mesh};
+use crate::world::has_labels;
 
 impl Client<'_> {
     /// Conditions that are known before any request.
@@ -33,8 +34,7 @@ impl Client<'_> {
 
     /// Whether this client is one of those that a rule names (VS-041).
     pub(super) fn is_source(&self, labels: &BTreeMap<String, String>, namespace: Option<&str>) -> bool {
-        labels.iter().all(|(k, v)| self.inputs.labels.get(k) == Some(v))
-            && namespace.is_none_or(|n| n.is_empty() || n == self.inputs.namespace)
+        has_labels(&self.inputs.labels, labels) && namespace.is_none_or(|n| n.is_empty() || n == self.inputs.namespace)
     }
 }
 
