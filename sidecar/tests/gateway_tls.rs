@@ -574,16 +574,19 @@ fn clients_show_certificates_that_are_verified() {
     );
 }
 
+/// A server for `a.com` whose clients may show certificates of the same authority.
+fn optional_clients(files: &Certificates) -> String {
+    files.write("a", &["a.com"]);
+    let authorities = files.text("ca.crt");
+    let clients = format!(", clients: {{authorities: {{file: {authorities}}}, optional: true}}");
+    files.server("a.com", "a", &clients, HTTP)
+}
+
 // spec: AUTHZ-118, AUTHZ-035
 #[test]
 fn policies_see_the_identity_in_a_certificate_that_was_verified() {
     let (app, files) = (App::echo(), Certificates::new());
-    files.write("a", &["a.com"]);
-    let clients = format!(
-        ", clients: {{authorities: {{file: {}}}, optional: true}}",
-        files.text("ca.crt")
-    );
-    let servers = [files.server("a.com", "a", &clients, HTTP)];
+    let servers = [optional_clients(&files)];
     let gateway = Gateway::start(app.address, &servers);
     let revision = gateway.volumes.configure(&format!(
         "{}authorization:\n- {{namespace: istio-ingress, name: p, rules: [{{from: [[{{key: source.principal, values: \
@@ -612,12 +615,7 @@ fn policies_see_the_identity_in_a_certificate_that_was_verified() {
 #[test]
 fn any_certificate_that_was_verified_is_a_principal() {
     let (app, files) = (App::echo(), Certificates::new());
-    files.write("a", &["a.com"]);
-    let clients = format!(
-        ", clients: {{authorities: {{file: {}}}, optional: true}}",
-        files.text("ca.crt")
-    );
-    let servers = [files.server("a.com", "a", &clients, HTTP)];
+    let servers = [optional_clients(&files)];
     let gateway = Gateway::start(app.address, &servers);
     let named = files.pair(&["one.client"]);
     for (action, without, with) in [("ALLOW", false, true), ("DENY", true, false)] {

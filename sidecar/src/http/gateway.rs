@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use weft_bundle::model::{Config, Denial, Granted, Inside, Listener, Serves, Tls, TlsServer, VirtualHosts};
+use weft_bundle::model::{Config, Denial, Granted, Inside, Listener, Serves, Tls, VirtualHosts};
 
 use super::client::Response;
 use super::inbound::element;
@@ -51,31 +51,10 @@ async fn serve(
     exchange: &mut Exchange,
 ) -> Result<Response, Failure> {
     let config = &snapshot.config;
-    // The port may serve something else since the client connected.
-    let ended_by = exchange.downstream.ended_by.clone();
-    let is_tls = ended_by.is_some();
-    let found = config.listeners.get(&number).and_then(|listener| {
-        let name = exchange.downstream.server_name.as_deref();
-        let domains = domains(listener, is_tls, name.unwrap_or_default())?;
-        Some((listener, domains))
-    });
-    let Some((listener, domains)) = found else {
-        return Err(Failure {
-            close: true,
-            ..Failure::no_route()
-        });
-    };
-    if let Some(before) = &ended_by
-        && server(listener, exchange.downstream.server_name.as_deref().unwrap_or_default())
-            .is_none_or(|now| now.tls.clients != before.tls.clients)
-    {
-        // What the server asks of its clients was not asked of this one (GW-031).
-        return Err(Failure {
-            close: true,
-            ..Failure::plain(421, "Misdirected Request", "misdirected_request")
-        });
-    }
+    let listener = config.listeners.get(&number).ok_or_else(elsewhere)?;
+    let domains = domains(listener, &exchange.downstream)?;
     path::admit(&mut head, config.mesh.path_normalization)?;
+    let is_tls = exchange.downstream.ended_by.is_some();
     prepare(&mut head, exchange, if is_tls { "https" } else { "http" });
     let granted = judge(config, listener, &exchange.downstream, &head);
     exchange.audited = granted.map_err(|denial| Failure::denied(&denial))?.audited;
@@ -132,26 +111,37 @@ pub(super) fn again(
     listener.map_or(Ok(()), |listener| judge(config, listener, downstream, head).map(drop))
 }
 
-/// The names of a port; behind TLS those of the server that the client's server name chose, and of no other (GW-057).
-fn domains<'l>(listener: &'l Listener, is_tls: bool, server_name: &str) -> Option<&'l VirtualHosts> {
-    match &listener.serves {
-        Serves::Http(domains) if !is_tls => Some(domains),
-        Serves::Tls(_) if is_tls => match &server(listener, server_name)?.inside {
-            Inside::Http(domains) => Some(domains),
-            Inside::Tcp(_) => None,
-        },
-        Serves::Http(_) | Serves::Tls(_) | Serves::Tcp(_) => None,
+/// The names of a port; behind TLS those of the server that the client's server name chose, and of no other (GW-057). The port
+/// may serve something else since the client connected.
+fn domains<'l>(listener: &'l Listener, downstream: &Downstream) -> Result<&'l VirtualHosts, Failure> {
+    match (&listener.serves, &downstream.ended_by) {
+        (Serves::Http(domains), None) => Ok(domains),
+        (Serves::Tls(tls), Some(before)) => {
+            let name = downstream.server_name.as_deref().unwrap_or_default();
+            let Some(Tls::Ends(server)) = tls.find(name) else {
+                return Err(elsewhere());
+            };
+            let Inside::Http(domains) = &server.inside else {
+                return Err(elsewhere());
+            };
+            if server.tls.clients != before.tls.clients {
+                // What the server asks of its clients was not asked of this one (GW-031).
+                return Err(Failure {
+                    close: true,
+                    ..Failure::plain(421, "Misdirected Request", "misdirected_request")
+                });
+            }
+            Ok(domains)
+        }
+        (Serves::Http(_) | Serves::Tls(_) | Serves::Tcp(_), _) => Err(elsewhere()),
     }
 }
 
-/// The server at which TLS for a name ends.
-fn server<'l>(listener: &'l Listener, name: &str) -> Option<&'l TlsServer> {
-    match &listener.serves {
-        Serves::Tls(tls) => match tls.find(name)? {
-            Tls::Ends(server) => Some(server),
-            Tls::PassesThrough(_) => None,
-        },
-        Serves::Http(_) | Serves::Tcp(_) => None,
+/// Nothing is served to such a connection any more.
+fn elsewhere() -> Failure {
+    Failure {
+        close: true,
+        ..Failure::no_route()
     }
 }
 
