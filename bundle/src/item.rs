@@ -3,11 +3,10 @@
 
 use std::borrow::Cow;
 
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
-
+use crate::pace;
 use crate::wire::{Bundle, Host, RouteTable};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde_json::value::RawValue;
 
 /// SHA-256 of an item's text. Users write what is in it, so that a hash which they can make collide would let one of them
 /// keep another's rules in force. An item of JSON begins with a brace and one of YAML with a dash: none is read as both.
@@ -36,7 +35,7 @@ pub(crate) struct Unreadable;
 
 impl<'t, T: Clone> Item<'t, T> {
     fn new(text: &'t str, read: fn(&str) -> Result<T, Unreadable>) -> Self {
-        let digest = Digest(Sha256::digest(text.as_bytes()).into());
+        let digest = Digest(pace::sha256(text.as_bytes()));
         Self::Text { text, digest, read }
     }
 
@@ -62,8 +61,21 @@ pub(crate) fn json(bytes: &[u8]) -> Option<Unread<'_>> {
     fn read<T: DeserializeOwned>(text: &str) -> Result<T, Unreadable> {
         serde_json::from_str(text).map_err(|_| Unreadable)
     }
-    let bundle: Bundle<&RawValue, &RawValue> = serde_json::from_slice(bytes).ok()?;
-    Some(bundle.map(|host| Item::new(host.get(), read), |table| Item::new(table.get(), read)))
+    let bundle: Bundle<Text<'_>, Text<'_>> = serde_json::from_slice(bytes).ok()?;
+    Some(bundle.map(
+        |host| Item::new(host.0.get(), read),
+        |table| Item::new(table.0.get(), read),
+    ))
+}
+
+/// An item that is passed over, which is a step.
+struct Text<'t>(&'t RawValue);
+
+impl<'t> Deserialize<'t> for Text<'t> {
+    fn deserialize<D: Deserializer<'t>>(deserializer: D) -> Result<Self, D::Error> {
+        pace::breathe();
+        Deserialize::deserialize(deserializer).map(Self)
+    }
 }
 
 /// A bundle in YAML as it is packed: the dashes of the long lists and all keys beside them are the only things that begin a

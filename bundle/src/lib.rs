@@ -8,6 +8,7 @@
 //! - [`wire`]: the serde types of the files, as text that people read.
 //! - [`model`]: the same, parsed and compiled: what a proxy runs.
 //! - [`pack`]: from [`wire`] to the bytes of ConfigMaps, with checksums.
+//! - [`pace`]: lets requests run while a configuration is read.
 //! - [`pem`]: what is wrong with a certificate or a key, without a word of it.
 //! - [`load`]: from bytes to [`model`], all or nothing.
 //! - [`volume`]: reads one consistent set of files from a volume that a kubelet replaces while it is read.
@@ -16,6 +17,7 @@ pub mod anchors;
 pub mod key;
 pub mod load;
 pub mod model;
+pub mod pace;
 pub mod pack;
 pub mod pem;
 pub mod volume;

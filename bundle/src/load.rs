@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::item::{self, Unread};
 use crate::model::{Config, Invalid, Refused};
+use crate::pace::{Breathing, breathe};
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
 use crate::wire::{AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA};
 
@@ -279,6 +280,7 @@ impl StoredEndpoints<'_> {
         }
         let endpoints: Endpoints = json(&file, &content)?;
         let problem = endpoints.hosts.iter().find_map(|host| {
+            breathe();
             let bad = host.endpoints.iter().find(|e| !positions_fit(&endpoints, e))?;
             Some(format!(
                 "host {}: endpoint {} refers to a table entry that is not there",
@@ -332,7 +334,7 @@ fn decompress(file: &str, frame: &[u8]) -> Result<Vec<u8>, Rejected> {
     let mut content = Vec::new();
     let decoder =
         zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| reject(Reason::Malformed, e.to_string()))?;
-    let mut bounded = decoder.single_frame().take(MAX_CONTENT as u64 + 1);
+    let mut bounded = Breathing(decoder.single_frame()).take(MAX_CONTENT as u64 + 1);
     bounded
         .read_to_end(&mut content)
         .map_err(|e| reject(Reason::Malformed, e.to_string()))?;

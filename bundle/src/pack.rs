@@ -10,6 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::key::KeyInputs;
+use crate::pace;
 use crate::wire::{
     AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Health, HostEndpoints,
     Listener, Manifest, MeshTls, PeerWorkload, SCHEMA, Serves, ShardDigest,
@@ -307,7 +308,7 @@ pub fn shard_of(host: &str, shards: usize) -> usize {
 /// Lower-case hex SHA-256.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    HEXLOWER.encode(&Sha256::digest(bytes))
+    HEXLOWER.encode(&pace::sha256(bytes))
 }
 
 /// Puts what endpoints share into tables, each value once, in order of appearance.

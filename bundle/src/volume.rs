@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::pace::Breathing;
 use crate::pack::{Files, MAX_CONTENT};
 
 /// Name of the link that the kubelet swaps.
@@ -138,7 +139,9 @@ fn read_files(root: &Path) -> io::Result<Files> {
             continue;
         }
         let mut bytes = Vec::new();
-        fs::File::open(&path)?.take(left + 1).read_to_end(&mut bytes)?;
+        Breathing(fs::File::open(&path)?)
+            .take(left + 1)
+            .read_to_end(&mut bytes)?;
         let too_large = || {
             let message = format!("the files of {} exceed {MAX_CONTENT} bytes", root.display());
             io::Error::new(io::ErrorKind::InvalidData, message)

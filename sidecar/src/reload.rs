@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::{info, warn};
 use weft_bundle::load::{self, LoadedEndpoints, Reason, Rejected, Stored, StoredEndpoints};
 use weft_bundle::model::{Cluster, Config, EndpointTable};
+use weft_bundle::pace::breathe;
 use weft_bundle::pack::{self, Files, TARGET_FILE};
 use weft_bundle::volume;
 use weft_bundle::wire::{Manifest, Target};
@@ -463,6 +464,7 @@ impl Reload {
         inner.held = None;
         inner.refused = None;
         let trust = MeshTrust::of(&config.mesh);
+        breathe();
         let counts = Counts::of(&config, self.shared.current.load().as_ref().map(|s| &*s.config));
         let endpoints: usize = table.hosts().map(|host| host.endpoints.len()).sum();
         let listeners = self.shared.listeners().len() + config.listeners.len();
@@ -470,7 +472,9 @@ impl Reload {
             config: config.clone(),
             revision: revision.clone(),
         });
+        breathe();
         let before = self.shared.ports.activate(&self.shared, next);
+        breathe();
         inner.replaced.extend(before);
         self.counters.activated.fetch_add(1, Ordering::Relaxed);
         info!(
@@ -740,6 +744,7 @@ impl Counts {
         let is_same = |c: &Cluster, old: &Cluster| c.policy == old.policy && c.protocol == old.protocol;
         let (mut kept, mut differ) = (0, 0);
         for (place, cluster) in new.clusters.iter().enumerate() {
+            breathe();
             match of_old(place, cluster) {
                 Some(old) => {
                     kept += 1;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Host, Port, RouteTable};
+use crate::pace::breathe;
 use crate::wire;
 
 /// What an HTTP name leads to.
@@ -124,7 +125,7 @@ impl Directory {
     /// `leads` are the ports of all hosts, and then an entry for each of `extras`.
     pub(super) fn new(leads: &[Domain], extras: &[wire::ExtraDomain]) -> Self {
         let mut directory = Self::default();
-        let places = || (0u32..).zip(leads);
+        let places = || (0u32..).zip(leads).inspect(|_| breathe());
         let ports = || places().filter_map(|(place, lead)| Some((place, lead, lead.port.as_ref()?)));
         for (place, _, port) in ports() {
             directory.by_address(place, port);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::pace::breathe;
 use crate::wire::{self, Health, MeshTls, PeerWorkload};
 
 /// Everything known of endpoints: all shards of the namespace together.
@@ -96,6 +97,7 @@ impl EndpointTable {
             let localities: Vec<Arc<str>> = shard.localities.iter().map(|l| Arc::from(l.as_str())).collect();
             let nodes: Vec<Arc<str>> = shard.node_names.iter().map(|n| Arc::from(n.as_str())).collect();
             for host in &shard.hosts {
+                breathe();
                 let mut endpoints: Vec<Endpoint> = host
                     .endpoints
                     .iter()

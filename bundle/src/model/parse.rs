@@ -14,6 +14,7 @@ use super::{
     Cluster, Config, Destinations, Directory, Domain, Host, Invalid, Places, Refused, Retry, RouteTable, Table,
 };
 use crate::item::{Item, Unread};
+use crate::pace::breathe;
 use crate::wire;
 
 mod authorization;
@@ -140,6 +141,7 @@ impl Parser<'_> {
         let mut known = Known::new(earlier);
         let mut tables = Vec::with_capacity(items.len());
         for item in items {
+            breathe();
             let digest = item.digest();
             let kept = known.find(digest).map(|place| &earlier[place]);
             if let Some(kept) = kept.filter(|kept| self.holds(&kept.made)) {

@@ -8,6 +8,7 @@ use super::{Parser, Routes, Source, cluster_name};
 use crate::item::Item;
 use crate::model::reuse::{Known, Part};
 use crate::model::{Cluster, Destinations, Domain, Host, Places, Port, Refused, Retry, RouteTable, TcpRule, TlsRule};
+use crate::pace::breathe;
 use crate::wire;
 
 impl Parser<'_> {
@@ -17,6 +18,7 @@ impl Parser<'_> {
         let mut known = Known::new(earlier);
         let mut sources = Vec::with_capacity(items.len());
         for item in items {
+            breathe();
             sources.push(match known.find(item.digest()) {
                 Some(place) => Source::Kept(place),
                 None => Source::New(item.read()?),
@@ -35,6 +37,7 @@ impl Parser<'_> {
         let clusters_at = |place: usize| &clusters[earlier[place].made.clusters.clone()];
         let mut ids = Ids::beside(kept().flatten().flat_map(clusters_at));
         for (source, item) in sources.iter().zip(items) {
+            breathe();
             let first = self.clusters.len();
             match source {
                 Source::Kept(place) => {
@@ -209,6 +212,7 @@ impl Parser<'_> {
     ) -> Vec<Domain> {
         let mut leads = Vec::with_capacity(sources.len());
         for (i, source) in sources.iter().enumerate() {
+            breathe();
             let first = leads.len();
             match source {
                 Source::Kept(place) => {
