@@ -157,6 +157,10 @@ class Bench:
     def weft_inbound(self, target, protocol="http"):
         """The sidecar of a server."""
         place, ip = self.new("weft-server")
+        rule = {"from": [[{"key": "source.principal", "values": ["cluster.local/ns/app/sa/client"]}]]}
+        if protocol != "tcp":
+            # Bytes have no path, and a rule that asks for one lets none of them in.
+            rule["to"] = [[{"key": "request.path", "values": ["/*"]}]]
         bundle = {
             "workload": weft_workload("echo"),
             "mesh": weft_mesh(),
@@ -164,10 +168,7 @@ class Bench:
                 "mtls": "STRICT",
                 "ports": [{"port": 8080, "protocol": protocol, "host": f"svc-{ECHO}.{DOMAIN}"}],
             },
-            "authorization": [{"namespace": "app", "name": "clients", "rules": [{
-                "from": [[{"key": "source.principal", "values": ["cluster.local/ns/app/sa/client"]}]],
-                "to": [[{"key": "request.path", "values": ["/*"]}]],
-            }]}],
+            "authorization": [{"namespace": "app", "name": "clients", "rules": [rule]}],
         }
         self.publish(place, bundle, [])
         return self.weft_run(place, ip, "echo", ["--inbound", f"{ip}:8080={text(target)}"])
