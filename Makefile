@@ -8,6 +8,9 @@ CARGO ?= cargo
 # none leaves the cluster tests out, current takes the cluster of KUBECONFIG, else the test cluster is brought up.
 # A KUBECONFIG on the command line says which cluster is meant; one of the environment does not.
 CLUSTER ?= $(if $(filter command,$(firstword $(origin KUBECONFIG))),current,test)
+# The cluster was asked for, and is not what is there by default.
+ON_CLUSTER := $(filter-out none,$(if $(or $(filter command environment,$(firstword $(origin CLUSTER))), \
+	$(filter command,$(firstword $(origin KUBECONFIG)))),$(CLUSTER)))
 TAG ?= dev
 FUZZ_SECONDS ?= 60
 # For make conformance: a folder of scenarios, one scenario, areas separated by commas, write to update the known gaps.
@@ -41,7 +44,7 @@ build: ## All programs, for this machine
 
 test: ## Everything, quick things first; CLUSTER=none: without the cluster tests
 	@for step in lint unit golden proxy local conformance cluster; do \
-		echo "== $$step"; start=$$SECONDS; $(MAKE) $$step; echo "== $$step passed after $$((SECONDS - start)) s"; \
+		echo "== $$step"; start=$$SECONDS; $(MAKE) $$step ON_CLUSTER=; echo "== $$step passed after $$((SECONDS - start)) s"; \
 	done
 
 lint: ## Formatting, clippy, orphaned files, dependencies between crates, shell scripts, licences
@@ -64,8 +67,9 @@ proxy: ## The proxy and the sample application, with real sockets and network na
 local: build ## Local mode
 	$(CARGO) test --locked --workspace $(call test_programs,cli)
 
-conformance: build ## Recorded scenarios, in local mode; ONLY=ID one, AREA=NAME some, CASES=DIR others
-	target/debug/weft-conformance --cases $(CASES) --deliberate e2e/conformance/deliberate.yaml \
+conformance: build ## Recorded scenarios, in local mode, or with CLUSTER=test|current on Kubernetes; ONLY=ID one, AREA=NAME some, CASES=DIR others
+	$(if $(ON_CLUSTER),CLUSTER=$(CLUSTER) e2e/run conformance,target/debug/weft-conformance) \
+		--cases $(CASES) --deliberate e2e/conformance/deliberate.yaml \
 		--gaps e2e/conformance/gaps.yaml --junit target/conformance.xml $(if $(AREA),--area $(AREA)) \
 		$(if $(ONLY),--only $(ONLY) --verbose) $(if $(filter write,$(GAPS)),--write-gaps)
 

@@ -1,6 +1,6 @@
 //! The server: listeners, protocol by the first bytes, and an orderly end.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +65,9 @@ pub(crate) struct ServeArgs {
     /// Port by which tests have the pod send requests; for test networks alone
     #[arg(long, value_name = "[NAME=]PORT")]
     agent: Vec<Port>,
+    /// Address to listen on; that of ports by name is 127.0.0.1
+    #[arg(long, value_name = "IP")]
+    address: Option<IpAddr>,
     /// Milliseconds between the first half of a body and the end of its connection (directive close=mid)
     #[arg(long, default_value_t = 0, value_name = "MS")]
     half_way: u64,
@@ -149,7 +152,7 @@ pub(crate) async fn serve(args: ServeArgs, frontend: Option<Frontend>) -> Result
 
     let mut listeners = JoinSet::new();
     for (protocol, port) in args.ports() {
-        let at = address(&port, listeners.is_empty())?;
+        let at = address(&port, listeners.is_empty(), args.address)?;
         let listener = bind(at).with_context(|| format!("listen on {at}"))?;
         let bound = listener.local_addr().context("ask for the bound address")?;
         println!("listening {} {}", protocol.name(), canonical(bound));
@@ -219,8 +222,8 @@ impl ServeArgs {
     }
 }
 
-/// Where a port listens: what the environment says, on loopback, else all addresses.
-fn address(port: &Port, first: bool) -> Result<SocketAddr> {
+/// Where a port listens: what the environment says, on loopback, else the general address, which is all by default.
+fn address(port: &Port, first: bool, general_address: Option<IpAddr>) -> Result<SocketAddr> {
     let named = port
         .name
         .as_ref()
@@ -234,7 +237,8 @@ fn address(port: &Port, first: bool) -> Result<SocketAddr> {
             return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, number)));
         }
     }
-    Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.number)))
+    let all = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    Ok(SocketAddr::new(general_address.unwrap_or(all), port.number))
 }
 
 /// Binds; without IPv6 on this machine, all addresses are the IPv4 ones.

@@ -156,6 +156,16 @@ cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
     loadbalance
     reload
 }
+ext.example.com:53 tls.example.com:53 wild.example.com:53 {
+    bind $NODE_IP
+    errors
+    template IN A {
+        answer "{{ .Name }} 30 IN A $NODE_IP"
+    }
+    template ANY ANY {
+        rcode NOERROR
+    }
+}
 .:53 {
     bind $NODE_IP
     errors

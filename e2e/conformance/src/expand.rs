@@ -47,7 +47,7 @@ pub(crate) fn addresses(text: &str, places: &Places) -> Result<String> {
         bail!("{} needs tokens, which are not signed yet", token.as_str());
     }
     Ok(out
-        .replace(RECORDED_PODS, places.pods())
+        .replace(RECORDED_PODS, places.range())
         .replace("$(host)", places.external())
         .replace(RECORDED_EXTERNAL, places.external()))
 }

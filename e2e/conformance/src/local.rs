@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::agent::{Agents, PORT};
+use crate::mesh::Applied;
 use crate::stage::{self, Places, Pod};
 
 /// A running mesh with the stage in it.
@@ -28,13 +29,6 @@ pub(crate) struct Mesh {
     child: Child,
     pub(crate) agents: Agents,
     pub(crate) places: Places,
-}
-
-/// What became of the objects of a scenario.
-#[derive(Debug, Default)]
-pub(crate) struct Applied {
-    /// `Kind/name` of refused objects, with the reason.
-    pub(crate) refused: BTreeMap<String, String>,
 }
 
 /// A pod as `weft local ps` lists it.
@@ -51,8 +45,10 @@ impl Mesh {
         let manifests = directory.path().join("manifests");
         std::fs::create_dir_all(&manifests)?;
         std::fs::write(manifests.join("weft-local.yaml"), "commands:\n  weft-app: [weft-app]\n")?;
+        let mut objects = stage::objects();
+        objects.push(stage::external_beside());
         // The order of names is the order of age: the stage was there before any scenario.
-        std::fs::write(manifests.join("0-stage.json"), list(&stage::objects()))?;
+        std::fs::write(manifests.join("0-stage.json"), list(&objects))?;
         let state = directory.path().join("state");
         std::fs::create_dir_all(&state)?;
         let port = free_port()?;
@@ -113,7 +109,7 @@ impl Mesh {
             let address = self.resolve(&format!("{name}.{namespace}.svc.cluster.local")).await?;
             services.insert(format!("{namespace}/{name}"), address);
         }
-        Ok(Places::new(pods.collect(), services))
+        Ok(Places::beside(pods.collect(), services))
     }
 
     /// Asks the resolver of a pod without sidecar.
@@ -126,7 +122,13 @@ impl Mesh {
     }
 
     /// Puts objects in the place of the last scenario's and waits until every sidecar has them.
-    pub(crate) async fn apply(&self, objects: &[Value]) -> Result<Applied> {
+    pub(crate) async fn replace(&self, objects: &[Value]) -> Result<Applied> {
+        // An object that is refused keeps its last form: those of the scenario before must be gone.
+        self.apply(&[]).await?;
+        self.apply(objects).await
+    }
+
+    async fn apply(&self, objects: &[Value]) -> Result<Applied> {
         let path = self.directory.path().join("manifests/scenario.json");
         if objects.is_empty() {
             // An empty file might be a save that is not complete, and would change nothing.

@@ -2,12 +2,14 @@
 
 mod agent;
 mod case;
+mod cluster;
 mod credential;
 mod expand;
 mod headers;
 mod judge;
 mod lists;
 mod local;
+mod mesh;
 mod outcome;
 mod pattern;
 mod report;
@@ -42,6 +44,9 @@ struct Arguments {
     /// Meshes at a time
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
     stages: u8,
+    /// Play on the cluster that KUBECONFIG names, which has Weft, instead of on meshes of local mode
+    #[arg(long)]
+    cluster: bool,
     /// Directory with the programs weft, weft-proxy and weft-app; that of this program by default
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -115,7 +120,11 @@ async fn conformance(arguments: Arguments) -> Result<bool> {
     };
     let settings = run::Settings {
         programs,
-        stages: arguments.stages,
+        stages: if arguments.cluster {
+            run::Stages::Cluster
+        } else {
+            run::Stages::Local(arguments.stages)
+        },
         slack_ms: arguments.slack_ms,
         verbose: arguments.verbose,
     };

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
@@ -12,19 +12,28 @@ use tokio::time::{sleep, timeout};
 use crate::agent::{self, Agents, Seen};
 use crate::case::{Area, Request, Scenario};
 use crate::judge::{Difference, Judge};
-use crate::local::Mesh;
+use crate::mesh::Mesh;
 use crate::outcome::Outcome;
 use crate::stage::Places;
-use crate::{credential, expand};
+use crate::{cluster, credential, expand, local};
 
 /// How scenarios are played.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Directory of the mesh's programs.
     pub(crate) programs: PathBuf,
-    pub(crate) stages: u8,
+    pub(crate) stages: Stages,
     pub(crate) slack_ms: u64,
     pub(crate) verbose: bool,
+}
+
+/// Where scenarios are played.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stages {
+    /// On so many meshes of local mode at a time.
+    Local(u8),
+    /// On the cluster that KUBECONFIG names.
+    Cluster,
 }
 
 /// A scenario that was played.
@@ -38,7 +47,7 @@ pub(crate) struct Played {
     pub(crate) seconds: f64,
 }
 
-type Queue = Arc<Mutex<VecDeque<(usize, String, Scenario)>>>;
+type Queue = Mutex<VecDeque<(usize, String, Scenario)>>;
 
 /// Plays all scenarios; the results are in the order of the files.
 pub(crate) async fn all(areas: Vec<Area>, settings: Settings) -> Result<Vec<Played>> {
@@ -49,23 +58,23 @@ pub(crate) async fn all(areas: Vec<Area>, settings: Settings) -> Result<Vec<Play
             queue.push_back((queue.len(), area.name.clone(), scenario));
         }
     }
-    let stages = usize::from(settings.stages).min(queue.len());
-    let queue: Queue = Arc::new(Mutex::new(queue));
+    let stages = match settings.stages {
+        Stages::Local(stages) => usize::from(stages).min(queue.len()),
+        Stages::Cluster => 1,
+    };
+    let queue: Queue = Mutex::new(queue);
     let logs = settings.programs.join("conformance-logs");
     std::fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
-    let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..stages {
-        let (queue, settings, log) = (
-            queue.clone(),
-            settings.clone(),
-            logs.join(format!("stage-{number}.log")),
-        );
-        tasks.spawn(async move { play_from(&queue, &settings, &log).await });
-    }
-    let mut played = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        played.extend(ended.context("a stage's task")??);
-    }
+    let plays = (0..stages).map(|number| {
+        let (queue, settings) = (&queue, &settings);
+        let log = logs.join(format!("stage-{number}.log"));
+        async move { play_from(queue, settings, &log).await }
+    });
+    let mut played: Vec<_> = futures::future::try_join_all(plays)
+        .await?
+        .into_iter()
+        .flatten()
+        .collect();
     played.sort_by_key(|(order, _)| *order);
     eprintln!(
         "{} scenarios in {:.0} s; logs in {}",
@@ -77,13 +86,16 @@ pub(crate) async fn all(areas: Vec<Area>, settings: Settings) -> Result<Vec<Play
 }
 
 async fn play_from(queue: &Queue, settings: &Settings, log: &Path) -> Result<Vec<(usize, Played)>> {
-    let mesh = Mesh::start(&settings.programs, log).await?;
+    let mut mesh = match settings.stages {
+        Stages::Local(_) => Mesh::Local(local::Mesh::start(&settings.programs, log).await?),
+        Stages::Cluster => Mesh::Cluster(cluster::Mesh::start().await?),
+    };
     let mut played = Vec::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some((order, area, scenario)) = next else { break };
         let begun = Instant::now();
-        let outcome = timeout(SCENARIO_LIMIT, play(&mesh, &scenario, settings)).await;
+        let outcome = timeout(SCENARIO_LIMIT, play(&mut mesh, &scenario, settings)).await;
         let (differences, not_run) = match outcome {
             Ok(Ok(differences)) => (differences, None),
             Ok(Err(error)) => (Vec::new(), Some(format!("{error:#}"))),
@@ -105,17 +117,15 @@ async fn play_from(queue: &Queue, settings: &Settings, log: &Path) -> Result<Vec
 }
 
 /// Plays one scenario: its objects in force, its requests one after the other.
-async fn play(mesh: &Mesh, scenario: &Scenario, settings: &Settings) -> Result<Vec<Difference>> {
+async fn play(mesh: &mut Mesh, scenario: &Scenario, settings: &Settings) -> Result<Vec<Difference>> {
     let mut objects = scenario.manifests.clone();
     for object in &mut objects {
-        expand::manifest(object, &mesh.places)?;
+        expand::manifest(object, mesh.places())?;
         credential::fill(object)?;
     }
-    // An object that is refused keeps its last form: those of the scenario before must be gone.
-    mesh.apply(&[]).await?;
-    let applied = mesh.apply(&objects).await?;
+    let applied = mesh.replace(&objects).await?;
     let mut differences = admission(scenario, &applied.refused);
-    let judge = Judge::new(scenario, &mesh.places, settings.slack_ms);
+    let judge = Judge::new(scenario, mesh.places(), settings.slack_ms);
     let run = unique();
     for (at, request) in scenario.requests.iter().enumerate() {
         let outcome = send(mesh, request, &run).await?;
@@ -164,22 +174,22 @@ fn admission(scenario: &Scenario, refused: &std::collections::BTreeMap<String, S
 }
 
 async fn send(mesh: &Mesh, request: &Request, run: &str) -> Result<Outcome> {
-    let client = mesh.places.client(&request.from);
+    let client = mesh.places().client(&request.from);
     let client = client.with_context(|| format!("the stage has no client {:?}", request.from))?;
-    let job = job(request, &mesh.places, run)?;
+    let job = job(request, mesh.places(), run)?;
     if let Some(seconds) = request.wait {
         sleep(Duration::from_secs_f64(seconds)).await;
     }
     let wants_hits = request.observed.get("backend_hits").is_some() || request.observed.get("hit_detail").is_some();
     if wants_hits {
-        hits(&mesh.agents, &mesh.places).await?;
+        hits(mesh.agents(), mesh.places()).await?;
     }
     let count = request.count.unwrap_or(1);
     let each = Duration::from_millis(request.timeout_ms.unwrap_or(TIMEOUT_MS) + request.gap_ms + WATCH_MS);
     let limit = each * u32::try_from(count).unwrap_or(u32::MAX) + Duration::from_secs(30);
-    let reports = mesh.agents.send(&client, &job, limit).await?;
+    let reports = mesh.agents().send(&client, &job, limit).await?;
     let scheme = request.to.split(':').next().unwrap_or_default();
-    let mut outcome = Outcome::of(scheme, reports, &mesh.places);
+    let mut outcome = Outcome::of(scheme, reports, mesh.places());
     if wants_hits {
         outcome.hits = settled_hits(mesh, expected_hits(&request.observed)).await?;
     }
@@ -201,14 +211,14 @@ async fn settled_hits(mesh: &Mesh, expected: u64) -> Result<Vec<(String, Seen)>>
     let deadline = Instant::now() + HITS_LIMIT;
     let mut all = Vec::new();
     loop {
-        all.extend(hits(&mesh.agents, &mesh.places).await?);
+        all.extend(hits(mesh.agents(), mesh.places()).await?);
         if all.len() as u64 >= expected || Instant::now() > deadline {
             break;
         }
         sleep(Duration::from_millis(20)).await;
     }
     sleep(HITS_QUIET).await;
-    all.extend(hits(&mesh.agents, &mesh.places).await?);
+    all.extend(hits(mesh.agents(), mesh.places()).await?);
     Ok(all)
 }
 

@@ -87,6 +87,16 @@ const SERVICES: &[(&str, &str)] = &[
     ("second", "other"),
     ("plain", "legacy"),
 ];
+/// Namespaces, and whether pods in them get sidecars.
+const NAMESPACES: &[(&str, bool)] = &[
+    ("app", true),
+    ("second", true),
+    (GATE_NAMESPACE, false),
+    (OUTSIDE_NAMESPACE, false),
+    (INGRESS, false),
+];
+/// Namespace of the server outside.
+pub(crate) const OUTSIDE_NAMESPACE: &str = "outside";
 /// Namespace of the gateway.
 const INGRESS: &str = "istio-ingress";
 /// Name of the gateway: of its Deployment, service account and Service.
@@ -100,27 +110,27 @@ const GATEWAY_PORTS: &[(&str, u16, u16)] = &[
 ];
 /// Service of the agent that hands on to the others.
 pub(crate) const GATE: &str = "gate";
-/// Address of the server outside.
-pub(crate) const EXTERNAL: &str = "10.244.0.1";
+/// Its namespace.
+pub(crate) const GATE_NAMESPACE: &str = "plain";
+/// Address of the server outside in local mode.
+const EXTERNAL: &str = "10.244.0.1";
 /// Range around it, whose other addresses nobody has.
 pub(crate) const OUTSIDE: &str = "10.244.0.0/16";
-/// Where pods are.
+/// Where pods of local mode are.
 const PODS: &str = "10.99.0.0/24";
 const EXTERNAL_NAMES: &str = "ext.example.com,tls.example.com,a.wild.example.com,b.wild.example.com";
 const CERTIFICATE_NAMES: &str = "ext.example.com,tls.example.com,*.wild.example.com";
 
-/// All objects.
+/// Names of all namespaces.
+pub(crate) fn namespaces() -> Vec<&'static str> {
+    NAMESPACES.iter().map(|(name, _)| *name).collect()
+}
+
+/// All objects but the server outside.
 pub(crate) fn objects() -> Vec<Value> {
     let mut out = Vec::new();
-    let namespaces = [
-        ("app", true),
-        ("second", true),
-        ("plain", false),
-        ("outside", false),
-        (INGRESS, false),
-    ];
-    for (name, injected) in namespaces {
-        let labels = if injected {
+    for (name, is_meshed) in NAMESPACES {
+        let labels = if *is_meshed {
             json!({"istio-injection": "enabled"})
         } else {
             json!({})
@@ -157,8 +167,7 @@ pub(crate) fn objects() -> Vec<Value> {
         out.push(service("app", name, &spec));
     }
     let gate = json!({"selector": {"app": "client-plain"}, "ports": [{"name": "tcp-agent", "port": PORT}]});
-    out.push(service("plain", GATE, &gate));
-    out.push(external());
+    out.push(service(GATE_NAMESPACE, GATE, &gate));
     out.push(gateway());
     let ports: Vec<Value> = GATEWAY_PORTS.iter().map(|port| service_port(*port)).collect();
     let front = json!({"selector": {"istio": "ingressgateway"}, "ports": ports});
@@ -202,7 +211,11 @@ fn deployment(workload: &Workload) -> Value {
             "template": {
                 "metadata": {
                     "labels": labels,
-                    "annotations": {"traffic.sidecar.istio.io/excludeInboundPorts": PORT.to_string()},
+                    "annotations": {
+                        "traffic.sidecar.istio.io/excludeInboundPorts": PORT.to_string(),
+                        // By default it asks for more than a small node has for so many.
+                        "sidecar.istio.io/proxyCPU": "10m",
+                    },
                 },
                 "spec": {"serviceAccountName": workload.account, "containers": [container]},
             },
@@ -210,24 +223,47 @@ fn deployment(workload: &Workload) -> Value {
     })
 }
 
-fn external() -> Value {
+/// The server outside in local mode, at an address beside those of pods.
+pub(crate) fn external_beside() -> Value {
+    let mut pod = external(&[]);
+    pod["metadata"]["annotations"] = json!({
+        "local.weft.dev/outside-address": EXTERNAL,
+        "local.weft.dev/outside-names": EXTERNAL_NAMES,
+    });
+    pod
+}
+
+/// The server outside on a node of a cluster, at the node's address.
+pub(crate) fn external_on_node() -> Value {
+    let mut pod = external(&["--address", "$(HOST)"]);
+    pod["spec"]["hostNetwork"] = true.into();
+    let container = &mut pod["spec"]["containers"][0];
+    container["env"] = json!([{"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]);
+    pod
+}
+
+fn external(further: &[&str]) -> Value {
+    let ports = [
+        "--http", "18080", "--http", "18081", "--tcp", "19000", "--banner", "19001", "--https", "18443",
+    ];
+    let names = [
+        "--name",
+        "external",
+        "--version",
+        "external",
+        "--tls-names",
+        CERTIFICATE_NAMES,
+    ];
+    let agent = PORT.to_string();
+    let command = [&["weft-app", "serve", "--agent", &agent], &ports[..], &names, further].concat();
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "namespace": "outside", "name": "external",
-            "annotations": {
-                "local.weft.dev/outside-address": EXTERNAL,
-                "local.weft.dev/outside-names": EXTERNAL_NAMES,
-            },
-        },
-        "spec": {"containers": [{
+        "metadata": {"namespace": OUTSIDE_NAMESPACE, "name": "external"},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
             "name": "app",
             "image": "weft-app:dev",
-            "command": [
-                "weft-app", "serve", "--name", "external", "--version", "external", "--agent", PORT.to_string(),
-                "--http", "18080", "--http", "18081", "--tcp", "19000", "--banner", "19001", "--https", "18443",
-                "--tls-names", CERTIFICATE_NAMES,
-            ],
+            "imagePullPolicy": "IfNotPresent",
+            "command": command,
             "readinessProbe": {"httpGet": {"path": "/healthz", "port": 18080}, "periodSeconds": 2},
         }]},
     })
@@ -244,7 +280,7 @@ fn gateway() -> Value {
             "template": {
                 "metadata": {
                     "labels": {"istio": "ingressgateway", "sidecar.istio.io/inject": "true"},
-                    "annotations": {"inject.istio.io/templates": "gateway"},
+                    "annotations": {"inject.istio.io/templates": "gateway", "sidecar.istio.io/proxyCPU": "10m"},
                 },
                 "spec": {"serviceAccountName": GATEWAY, "containers": [{"name": "istio-proxy", "image": "auto"}]},
             },
@@ -278,11 +314,24 @@ pub(crate) struct Places {
     pods: Vec<Pod>,
     /// By `namespace/name`.
     services: BTreeMap<String, String>,
+    external: String,
+    range: String,
 }
 
 impl Places {
-    pub(crate) fn new(pods: Vec<Pod>, services: BTreeMap<String, String>) -> Self {
-        Self { pods, services }
+    /// `external` is the address of the server outside, `range` where the addresses of pods are.
+    pub(crate) fn new(pods: Vec<Pod>, services: BTreeMap<String, String>, external: String, range: String) -> Self {
+        Self {
+            pods,
+            services,
+            external,
+            range,
+        }
+    }
+
+    /// Those of local mode.
+    pub(crate) fn beside(pods: Vec<Pod>, services: BTreeMap<String, String>) -> Self {
+        Self::new(pods, services, EXTERNAL.to_owned(), PODS.to_owned())
     }
 
     /// Address of the first pod of `namespace/app` or `namespace/app/version`.
@@ -298,7 +347,7 @@ impl Places {
     /// Address of the client that a word of `from` names.
     pub(crate) fn client(&self, word: &str) -> Option<String> {
         if word == "external" {
-            return Some(EXTERNAL.to_owned());
+            return Some(self.external.clone());
         }
         self.first(WORKLOADS.iter().find(|w| w.word == Some(word))?)
     }
@@ -312,19 +361,23 @@ impl Places {
         self.services.get(place).cloned()
     }
 
-    pub(crate) fn external(&self) -> &'static str {
-        EXTERNAL
+    pub(crate) fn external(&self) -> &str {
+        &self.external
     }
 
-    pub(crate) fn pods(&self) -> &'static str {
-        PODS
+    /// Where the addresses of pods are.
+    pub(crate) fn range(&self) -> &str {
+        &self.range
     }
 
     /// Addresses of all echo servers.
     pub(crate) fn servers(&self) -> Vec<String> {
-        let own = self.pods.iter().filter(|pod| pod.namespace != INGRESS);
+        let own = self
+            .pods
+            .iter()
+            .filter(|pod| pod.namespace != INGRESS && pod.namespace != OUTSIDE_NAMESPACE);
         let own = own.map(|pod| pod.address.clone());
-        own.chain([EXTERNAL.to_owned()]).collect()
+        own.chain([self.external.clone()]).collect()
     }
 
     /// `workload/version` for what an answer says of its server.
@@ -355,7 +408,7 @@ mod tests {
             namespace: namespace.to_owned(),
             address: address.to_owned(),
         };
-        let places = Places::new(
+        let places = Places::beside(
             vec![
                 pod("app", "echo-v2-5d9-abc", "10.99.0.4"),
                 pod("second", "client-6f-xyz", "10.99.0.6"),
