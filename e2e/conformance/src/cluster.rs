@@ -170,8 +170,12 @@ impl Mesh {
         let kind = GroupVersionKind::gvk(group, version, text("/kind"));
         let client = self.cluster.client();
         if !self.kinds.contains_key(&kind) {
-            let found = pinned_kind(&client, &kind).await;
-            let known = found.ok().map(|(resource, abilities)| (resource, abilities.scope));
+            let known = match pinned_kind(&client, &kind).await {
+                Ok((resource, abilities)) => Some((resource, abilities.scope)),
+                Err(kube::Error::Discovery(_)) => None,
+                Err(kube::Error::Api(status)) if status.code == 404 => None,
+                Err(error) => return Err(error).with_context(|| format!("look for kind {}", kind.kind)),
+            };
             self.kinds.insert(kind.clone(), known);
         }
         let known = self.kinds.get(&kind).and_then(Option::as_ref);
