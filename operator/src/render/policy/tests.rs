@@ -3,7 +3,7 @@ use weft_bundle::wire::{Distribute, Failover, Host, Locality, SharedLabel, ZoneA
 
 use super::*;
 use crate::render::ObjectReport;
-use crate::render::stage::{bundle, mesh, render, rule};
+use crate::render::stage::{bundle, mesh, render, rule, service};
 
 fn echo(documents: &str, client: &str) -> Host {
     let bundle = bundle(&render(documents), client);
@@ -78,6 +78,13 @@ fn within_a_level_the_most_specific_host_wins_and_a_wildcard_hides_other_levels(
         used(&(narrow.clone() + &exact), "app/client"),
         LoadBalancer::Passthrough
     );
+    // Also where both have the same length.
+    let short = service("app/s", "10.0.0.2", "{name: http, port: 80}")
+        + &narrow
+        + &rule("app", "z", 1, &format!("{{host: s, {RANDOM}}}"));
+    let of_short = bundle(&render(&short), "app/client").hosts;
+    let of_short = of_short.iter().find(|host| host.name == "s").expect("known");
+    assert_eq!(of_short.ports[0].policy.load_balancer, LoadBalancer::Random);
     let own = rule("other", "w", 1, &format!("{{host: '*.local', {RANDOM}}}"));
     let host = echo(&(exact + &own), "other/client");
     assert_eq!(host.ports[1].policy.load_balancer, LoadBalancer::Random);
