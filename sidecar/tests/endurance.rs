@@ -345,7 +345,7 @@ fn a_replaced_configuration_is_freed_while_its_connections_go_on() {
     bounce(&mut session);
 }
 
-// spec: LIFE-040, VS-187
+// spec: LIFE-040, VS-179, VS-187
 #[test]
 fn a_request_keeps_its_configuration_to_its_last_retry() {
     let (tell, told) = std::sync::mpsc::channel::<()>();

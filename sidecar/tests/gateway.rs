@@ -298,6 +298,26 @@ fn tls_passes_through_by_its_server_name_and_by_nothing_else() {
     assert_eq!(gateway.said(8443, &nameless), "v2");
 }
 
+// spec: DR-037
+#[test]
+fn at_a_gateway_there_is_no_address_that_was_dialled() {
+    let app = App::echo();
+    let to = format!("{{port: 31400, tcp: [{{host: {ECHO}, port: 80}}]}}");
+    let listeners = [for_all(8080), to];
+    let listeners = listeners.each_ref().map(String::as_str);
+    let gateway = Gateway::start(&listeners, &echo_endpoints(&[(app.address, false)]));
+    let bundle = bundle(&listeners);
+    gateway.proxy.configure(&bundle.replace(
+        "protocol: http}",
+        "protocol: http, policy: {loadBalancer: passthrough}}",
+    ));
+    let answer = gateway.ask(8080, "a.com", "/");
+    assert_eq!((answer.status(), answer.text().as_str()), (503, "no healthy upstream"));
+    assert_eq!(gateway.said(31400, b"GET / HTTP/1.1\r\n\r\n"), "");
+    gateway.proxy.wait_for_flags("UH");
+    assert_eq!(app.count(), 0);
+}
+
 // spec: GW-068, VS-173
 #[test]
 fn other_connections_go_where_the_port_says() {

@@ -114,6 +114,43 @@ fn unavailable_in_the_head_is_retried_by_default_and_other_statuses_are_not() {
     assert_eq!(call(pair.front).data, b"\0\0\0\0\x02hi");
 }
 
+// spec: VS-114
+#[test]
+fn conditions_of_grpc_name_one_status_each() {
+    let words = [
+        ("cancelled", "1"),
+        ("deadline-exceeded", "4"),
+        ("resource-exhausted", "8"),
+        ("internal", "13"),
+        ("unavailable", "14"),
+    ];
+    let calls = |word: &str, answer: Answer| {
+        let (app, count) = grpc_app(answer);
+        let mesh = format!("mesh: {{retry: {{attempts: 2, on: [{word}], backoffMs: 1}}}}\n");
+        let proxy = Proxy::start(
+            vec![(
+                SocketAddr::new(address(), 0),
+                Role::Fixed {
+                    destination: virtual_address(),
+                },
+            )],
+            &client_bundle("grpc", &mesh),
+            &echo_endpoints(&[(app, false)]),
+            None,
+        );
+        call(proxy.addresses[0]);
+        count.load(Ordering::SeqCst)
+    };
+    for (word, status) in words {
+        for other in ["1", "2", "3", "4", "5", "8", "13", "14"] {
+            let wanted = if other == status { 3 } else { 1 };
+            assert_eq!(calls(word, Answer::HeadOnly(other, 100)), wanted, "{word} {other}");
+        }
+        // Behind a message it is too late.
+        assert_eq!(calls(word, Answer::Message(status)), 1, "{word}");
+    }
+}
+
 // spec: VS-109, VS-189, FLAG-006
 #[test]
 fn a_refused_stream_of_the_application_reaches_the_client_as_unavailable_and_is_retried() {
@@ -252,6 +289,56 @@ fn a_draining_server_says_so_on_every_connection() {
         answer.head
     );
     assert!(outside.is_closed());
+}
+
+// spec: DR-085, DR-086
+#[test]
+fn the_version_upstream_is_the_ports_the_rules_or_the_clients() {
+    let seen = Arc::new(std::sync::Mutex::new(String::new()));
+    let told = seen.clone();
+    let app = serving(address(), move |stream| {
+        let told = told.clone();
+        async move {
+            let mut first = [0; 3];
+            while stream.peek(&mut first).await.is_ok_and(|count| (1..3).contains(&count)) {}
+            *told.lock().expect("no panic") = String::from_utf8_lossy(&first).into_owned();
+        }
+    });
+    let asked = |port: &str, policy: &str, by_http2: bool| {
+        let proxy = Proxy::start(
+            vec![(
+                SocketAddr::new(address(), 0),
+                Role::Fixed {
+                    destination: virtual_address(),
+                },
+            )],
+            &client_bundle(
+                &format!("{port}, policy: {{{policy}}}"),
+                "mesh: {vipFallback: false, retry: {attempts: 0}}\n",
+            ),
+            &echo_endpoints(&[(app, false)]),
+            None,
+        );
+        seen.lock().expect("no panic").clear();
+        if by_http2 {
+            grpc::call(proxy.addresses[0], &[], b"x");
+        } else {
+            Client::connect(proxy.addresses[0]).get("/", "");
+        }
+        seen.lock().expect("no panic").clone()
+    };
+    let (one, two) = ("GET", "PRI");
+    for (port, policy, of_one, of_two) in [
+        ("http", "", one, "POS"),
+        ("http2", "", two, two),
+        ("auto", "", one, two),
+        ("http", "httpVersion: http2", two, two),
+        ("http", "httpVersion: client", one, two),
+        ("http2", "httpVersion: client", one, two),
+    ] {
+        assert_eq!(asked(port, policy, false), of_one, "{port} {policy}");
+        assert_eq!(asked(port, policy, true), of_two, "{port} {policy}");
+    }
 }
 
 // spec: BYD-020, DR-085

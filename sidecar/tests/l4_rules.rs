@@ -142,6 +142,43 @@ fn connections_go_by_rules_else_to_the_service_itself() {
     }
 }
 
+// spec: VS-053, VS-169, VS-175
+#[test]
+fn connections_are_shared_out_by_weight() {
+    let (v1, v2, dialled) = (greeter("v1"), greeter("v2"), greeter("dialled"));
+    let weighted = |name: &str, weight: u32| subset(name, dialled).replace('}', &format!(", weight: {weight}}}"));
+    let list = format!("destinations: [{}, {}]", weighted("v1", 3), weighted("v2", 1));
+    for (fields, first) in [
+        (format!("protocol: tcp, tcp: [{{{list}}}]"), Vec::new()),
+        (
+            format!("protocol: tls, tls: [{{sni: [a.com], {list}}}]"),
+            client_hello("a.com"),
+        ),
+    ] {
+        let proxy = proxy(dialled, dialled.ip(), &fields, "", &[v1], &[v2]);
+        let hits = (0..400).filter(|_| said(&proxy, &first) == "v2").count();
+        // Five standard deviations around 100.
+        assert!((56..=144).contains(&hits), "{fields}: {hits}");
+    }
+}
+
+// spec: VS-176
+#[test]
+fn a_destination_that_nobody_serves_is_told_by_its_flag() {
+    let (v1, dialled) = (greeter("v1"), greeter("dialled"));
+    for (to, flags) in [(subset("v2", dialled), "UH"), (subset("v3", dialled), "NC")] {
+        let fields = format!("protocol: tcp, tcp: [{{destinations: [{to}]}}]");
+        let proxy = proxy(dialled, dialled.ip(), &fields, "", &[v1], &[]);
+        assert_eq!(said(&proxy, b""), "", "{flags}");
+        proxy.wait_for_flags(flags);
+    }
+    let other = subset("v1", dialled).replace(ECHO, "nobody.app.svc.cluster.local");
+    let fields = format!("protocol: tcp, tcp: [{{destinations: [{other}]}}]");
+    let proxy = proxy(dialled, dialled.ip(), &fields, "", &[v1], &[]);
+    assert_eq!(said(&proxy, b""), "");
+    proxy.wait_for_flags("NC");
+}
+
 // spec: VS-177
 #[test]
 fn on_an_automatic_port_http_goes_by_http_rules_and_the_rest_by_those_for_tcp() {

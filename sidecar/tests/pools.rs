@@ -103,9 +103,39 @@ fn opaque_connections_beyond_the_limit_are_closed_and_limits_are_each_proxys() {
     let mut first = connect(&one);
     assert!(echoes(&mut first));
     assert!(is_closed(&mut connect(&one)));
+    one.wait_for_flags("UO");
     assert!(echoes(&mut connect(&two)), "another proxy has its own");
     drop(first);
     wait_for("the place to be free", || echoes(&mut connect(&one)));
+}
+
+// spec: DR-073, DR-080
+#[test]
+fn a_limit_is_that_of_all_workers_together_and_of_one_port() {
+    let app = patient();
+    let policy =
+        |port: u16, name: &str| format!("{{port: {port}, name: {name}, protocol: http, policy: {{maxRequests: 1}}}}");
+    let ports = format!("{}\n  - {}", policy(80, "main"), policy(81, "other"));
+    let bundle = client_bundle("http", "mesh: {vipFallback: false}\n");
+    let bundle = bundle.replace("{port: 80, name: main, protocol: http}", &ports);
+    let number = app.address.port();
+    let both = format!("{{main: {number}, other: {number}}}");
+    let endpoints = echo_endpoints(&[(app.address, false)]).replace(&format!("{{main: {number}}}"), &both);
+    let settings = Settings {
+        workers: 3,
+        ..Settings::default()
+    };
+    let dialled = [80, 81].map(|port| SocketAddr::new(virtual_address().ip(), port));
+    let listeners = dialled.map(|destination| (SocketAddr::new(address(), 0), Role::Fixed { destination }));
+    let proxy = Proxy::with(listeners.into(), &bundle, &endpoints, None, settings);
+    let held = hold(&proxy, &app, "/");
+    // A connection each, which the kernel gives to one worker or another.
+    for _ in 0..20 {
+        assert_eq!(get(proxy.addresses[0], "/").status(), 503);
+    }
+    assert_eq!(get(proxy.addresses[1], "/").status(), 200, "another port has its own");
+    drop(held);
+    wait_for("the place to be free", || get(proxy.addresses[0], "/").status() == 200);
 }
 
 // spec: DR-079, DR-081, DR-074
@@ -125,6 +155,7 @@ fn requests_beyond_the_queue_get_503() {
     assert_eq!(answer.status(), 503);
     assert!(answer.text().ends_with("reset reason: overflow"), "{}", answer.text());
     assert_eq!(answer.field("x-envoy-overloaded").as_deref(), Some("true"));
+    proxy.wait_for_flags("UO");
     drop(first);
     assert_eq!(second.receive().expect("an answer").status(), 200);
 }
@@ -151,8 +182,48 @@ fn a_connect_that_nobody_answers_ends_at_its_limit() {
     assert_eq!(answer.status(), 503, "{answer:?}");
     assert!(answer.text().contains("connection timeout"), "{}", answer.text());
     assert!(begin.elapsed() >= Duration::from_millis(400));
+    proxy.wait_for_flags("UF,URX");
     let proxy = client("tcp", "{connectTimeoutMs: 400}", &[target]);
     assert!(is_closed(&mut connect(&proxy)));
+    proxy.wait_for_flags("UF");
+}
+
+// spec: DR-076
+#[test]
+fn keepalive_has_what_a_rule_says_and_the_rest_from_the_system() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let (target, _) = line_app();
+    runtime.block_on(async {
+        for (time, interval, probes) in [(Some(321), Some(7), Some(3)), (None, Some(7), None), (None, None, None)] {
+            let stream = tokio::net::TcpStream::connect(target).await.expect("connected");
+            let socket = socket2::SockRef::from(&stream);
+            let state = || {
+                let seconds = |time: std::io::Result<Duration>| time.expect("an option").as_secs();
+                (
+                    seconds(socket.tcp_keepalive_time()),
+                    seconds(socket.tcp_keepalive_interval()),
+                    socket.tcp_keepalive_retries().expect("an option"),
+                )
+            };
+            let before = state();
+            let wanted = weft_bundle::wire::TcpKeepalive {
+                time_seconds: time,
+                interval_seconds: interval,
+                probes,
+            };
+            weft_sidecar::io::keepalive(&stream, &wanted);
+            assert!(socket.keepalive().expect("an option"));
+            let expected = (
+                time.unwrap_or(before.0),
+                interval.unwrap_or(before.1),
+                probes.unwrap_or(before.2),
+            );
+            assert_eq!(state(), expected);
+        }
+    });
 }
 
 /// Seconds until the keepalive timer of a connection to a peer, from the kernel's table.
@@ -560,6 +631,40 @@ fn a_tunnel_is_asked_for_its_target() {
             "{head}"
         );
         assert_eq!(got, !answer.contains("403"));
+    }
+}
+
+// spec: DR-110, DR-118
+#[test]
+fn the_server_name_of_the_mesh_is_the_rules_else_an_internal_one() {
+    let authority = Authority::new();
+    for (tls, wanted) in [
+        ("{mesh: {}}", "outbound_.80_._.echo.app.svc.cluster.local"),
+        ("auto", "outbound_.80_._.echo.app.svc.cluster.local"),
+        ("{mesh: {sni: own.example}}", "own.example"),
+    ] {
+        let server = TcpListener::bind((address(), 0)).expect("listener");
+        let target = server.local_addr().expect("address");
+        let policy = format!("protocol: http, policy: {{tls: {tls}}}}}");
+        let bundle = client_bundle("http", "mesh: {vipFallback: false, retry: {attempts: 0}}\n");
+        let proxy = Proxy::start(
+            listener(),
+            &bundle.replace("protocol: http}", &policy),
+            &echo_endpoints(&[(target, true)]),
+            Some(authority.identity("app/client")),
+        );
+        let mut client = Client::connect(proxy.addresses[0]);
+        client.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+        let (mut stream, _) = server.accept().expect("a connection");
+        stream.set_read_timeout(Some(LIMIT)).expect("option");
+        // The name stands in the first message as it is.
+        let mut hello = Vec::new();
+        let mut chunk = [0; 4096];
+        while !hello.windows(wanted.len()).any(|part| part == wanted.as_bytes()) {
+            let count = stream.read(&mut chunk).expect("a ClientHello");
+            assert!(count > 0, "{tls}: no {wanted} in {}", String::from_utf8_lossy(&hello));
+            hello.extend_from_slice(&chunk[..count]);
+        }
     }
 }
 

@@ -184,7 +184,7 @@ fn an_endpoint_that_keeps_failing_is_ejected() {
     assert_eq!(bad.count(), 20);
 }
 
-// spec: DR-036
+// spec: DR-036, DR-038
 #[test]
 fn round_robin_takes_turns() {
     let apps: Vec<App> = (0..3).map(|_| App::echo()).collect();
@@ -216,6 +216,7 @@ fn requests_beyond_the_limit_get_503_at_once() {
     assert_eq!(answer.status(), 503);
     assert!(answer.text().ends_with("reset reason: overflow"), "{}", answer.text());
     assert_eq!(answer.field("x-envoy-overloaded").as_deref(), Some("true"));
+    proxy.wait_for_flags("UO");
     drop(slow);
     wait_for("the place to be free", || get(proxy.addresses[0], "/").status() == 200);
 }
@@ -491,4 +492,48 @@ fn a_retry_over_the_limit_gives_back_the_first_answer() {
     let answer = get(proxy.addresses[0], "/");
     assert_eq!((answer.status(), answer.text()), (503, "app".to_owned()));
     assert_eq!(app.count(), 1);
+    proxy.wait_for_flags("UO");
+    // The same where there is no answer to give back.
+    let lost = App::new(Arc::new(|_, _| false));
+    let bundle = bundle.replace("'503'", "reset");
+    let proxy = Proxy::start(
+        vec![(
+            SocketAddr::new(address(), 0),
+            Role::Fixed {
+                destination: virtual_address(),
+            },
+        )],
+        &bundle,
+        &echo_endpoints(&[(lost.address, false)]),
+        None,
+    );
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!(answer.status(), 503);
+    assert!(
+        answer.text().ends_with("reset reason: connection termination"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(lost.count(), 1);
+    proxy.wait_for_flags("UC,UO");
+}
+
+// spec: DR-099
+#[test]
+fn with_too_few_healthy_endpoints_all_are_used_where_a_rule_says_so() {
+    let bad = App::answering(|_| "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".into());
+    let outlier = "consecutive5xx: 1, maxEjectionPercent: 100";
+    for (more, calls) in [("", 1), (", minHealthPercent: 50", 10)] {
+        let proxy = client_with_policy(&format!("{{outlier: {{{outlier}{more}}}}}"), &[(bad.address, false)]);
+        let before = bad.count();
+        let mut client = Client::connect(proxy.addresses[0]);
+        assert_eq!(client.get("/", "").status(), 500);
+        for _ in 0..9 {
+            let answer = client.get("/", "");
+            let status = if more.is_empty() { 503 } else { 500 };
+            assert_eq!(answer.status(), status, "{more}");
+            assert_eq!(answer.text() == "no healthy upstream", more.is_empty());
+        }
+        assert_eq!(bad.count() - before, calls, "{more}");
+    }
 }

@@ -203,6 +203,22 @@ fn what_a_server_proxy_makes_an_answer_is_retried_as_a_status() {
     }
 }
 
+// spec: VS-102, VS-187
+#[test]
+fn an_endpoint_that_cannot_be_reached_is_no_retry() {
+    let gone = SocketAddr::new(address(), 1);
+    let app = App::echo();
+    let rules = to_echo("    retry: {attempts: 0, on: []}\n");
+    let proxy = client(&rules, &echo_endpoints(&[(gone, false), (app.address, false)]));
+    let mut client_ = Client::connect(proxy.addresses[0]);
+    // Chance takes the one that is gone first in one of the first few.
+    for _ in 0..30 {
+        client_.send("POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!(client_.receive().expect("an answer").status(), 200);
+        assert_eq!(app.last().field("x-envoy-attempt-count").as_deref(), Some("1"));
+    }
+}
+
 // spec: VS-117
 #[test]
 fn a_retry_avoids_what_was_tried_as_long_as_there_is_more() {
@@ -272,7 +288,7 @@ fn every_second_retry_may_go_on_to_the_next_locality() {
 // spec: VS-120
 #[test]
 fn a_body_that_is_not_held_any_more_is_not_sent_again() {
-    for (length, tries) in [(1 << 19, 2), (1 << 21, 1)] {
+    for (length, tries) in [(1 << 19, 2), (1 << 20, 2), ((1 << 20) + 1, 1), (1 << 21, 1)] {
         let app = App::answering(|_| status(503));
         let proxy = client(
             &to_echo("    retry: {attempts: 1, on: ['503'], backoffMs: 1}\n"),

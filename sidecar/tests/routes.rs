@@ -31,6 +31,11 @@ fn the_first_rule_that_fits_decides() {
     let reason = missing.field("x-weft-reason").expect("the application is told");
     assert_eq!(reason, "cluster_not_found; VirtualService app/rules");
     assert_eq!(client.get("/none", "").status(), 404);
+    client.send("PUT /other HTTP/1.1\r\nHost: echo\r\nContent-Length: 0\r\n\r\n");
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.status(), 404, "each condition of an alternative must hold");
+    proxy.wait_for_flags("NC");
+    proxy.wait_for_flags("NR");
 }
 
 // spec: VS-053, VS-055
@@ -90,6 +95,97 @@ fn rewrites_and_header_operations_change_what_is_sent() {
     assert_eq!(answer.field("x-e").as_deref(), Some("e"));
 }
 
+// spec: VS-060, VS-065
+#[test]
+fn what_is_set_replaces_and_what_is_added_stands_behind_it() {
+    let app = App::echo();
+    let operations = "{set: [[x-s, new], [x-none, '%REQ(x-gone)%'], [x-some, 'a%REQ(x-gone)%']], add: [[x-s, more], [x-not, \
+                      '%REQ(x-gone)%']]}";
+    let rule = to_echo(&format!(
+        "    requestHeaders: {operations}\n    responseHeaders: {{set: [[x-app, '%REQ(X-S)% %REQ(:METHOD)%'], [x-none, \
+         '%REQ(x-gone)%']]}}\n"
+    ));
+    let proxy = client(&rule, &one(&app));
+    let answer = Client::connect(proxy.addresses[0]).get("/", "X-S: old\r\nX-S: older\r\n");
+    let head = app.last().head.to_ascii_lowercase();
+    let values: Vec<&str> = head.lines().filter_map(|line| line.strip_prefix("x-s: ")).collect();
+    assert_eq!(values, ["new", "more"], "{head}");
+    // A variable without value sets nothing, unless there is more to the value.
+    assert!(!head.contains("x-none") && !head.contains("x-not"), "{head}");
+    assert_eq!(app.last().field("x-some").as_deref(), Some("a"));
+    // Answers are told what the client said.
+    assert_eq!(answer.field("x-app").as_deref(), Some("old GET"));
+    assert!(answer.field("x-none").is_none());
+}
+
+// spec: VS-062
+#[test]
+fn of_several_destinations_the_operations_come_before_those_of_the_route() {
+    let app = App::echo();
+    let of_destination = "{remove: [x-two], set: [[x-both, d], [x-one, d]], add: [[x-d, d]]}";
+    let of_route = "{remove: [x-one], set: [[x-both, r], [x-two, r]], add: [[x-r, r]]}";
+    for (more, both, one_, two) in [
+        // Removals of both come first, and what the destination sets is there.
+        ("", "d", Some("d"), Some("r")),
+        // The route takes away what the destination has set.
+        (", {host: HOST, port: 80, weight: 0}", "r", None, Some("r")),
+    ] {
+        let more = more.replace("HOST", ECHO);
+        let proxy = client(
+            &format!(
+                "  - destinations: [{{host: {ECHO}, port: 80, weight: 1, requestHeaders: {of_destination}, \
+                 responseHeaders: {of_destination}}}{more}]\n    requestHeaders: {of_route}\n    responseHeaders: \
+                 {of_route}\n"
+            ),
+            &one(&app),
+        );
+        let answer = Client::connect(proxy.addresses[0]).get("/", "X-One: 0\r\nX-Two: 0\r\n");
+        let (sent, answered) = (|name: &str| app.last().field(name), |name: &str| answer.field(name));
+        for field in [&sent as &dyn Fn(&str) -> Option<String>, &answered] {
+            assert_eq!(field("x-both").as_deref(), Some(both), "{more}");
+            assert_eq!(field("x-one").as_deref(), one_, "{more}");
+            assert_eq!(field("x-two").as_deref(), two, "{more}");
+            assert!(field("x-d").is_some() && field("x-r").is_some(), "{more}");
+        }
+    }
+}
+
+// spec: VS-063, VS-073
+#[test]
+fn a_host_that_is_set_is_the_routes_before_the_destinations() {
+    let app = App::echo();
+    for (rewrite, route, destination, host) in [
+        ("", Some("Host"), None, "r.example"),
+        ("", Some(":authority"), None, "r.example"),
+        ("", None, Some("host"), "d.example"),
+        ("", Some("host"), Some(":authority"), "r.example"),
+        ("    rewrite: {authority: w.example}\n", None, Some("Host"), "w.example"),
+    ] {
+        let set = |name: Option<&str>, value: &str| match name {
+            Some(name) => format!("{{set: [['{name}', {value}]]}}"),
+            None => "{}".to_owned(),
+        };
+        let proxy = client(
+            &format!(
+                "  - destinations: [{{host: {ECHO}, port: 80, requestHeaders: {}}}]\n    requestHeaders: {}\n{rewrite}",
+                set(destination, "d.example"),
+                set(route, "r.example")
+            ),
+            &one(&app),
+        );
+        get(proxy.addresses[0], "/");
+        let seen = app.last();
+        assert_eq!(seen.field("host").as_deref(), Some(host), "{route:?} {destination:?}");
+        assert_eq!(seen.field("x-envoy-original-host").as_deref(), Some("echo"), "{host}");
+        assert_eq!(
+            seen.head.to_ascii_lowercase().matches("\nhost: ").count(),
+            1,
+            "{}",
+            seen.head
+        );
+    }
+}
+
 // spec: VS-074
 #[test]
 fn a_regex_rewrites_every_part_that_fits() {
@@ -102,6 +198,10 @@ fn a_regex_rewrites_every_part_that_fits() {
         "{}",
         app.last().head
     );
+    let rule = to_echo("    rewrite: {path: {regex: {pattern: '([a-z])(\\d)', substitution: '\\2\\1-\\0'}}}\n");
+    let proxy = client(&rule, &one(&app));
+    get(proxy.addresses[0], "/a1/b2");
+    assert!(app.last().head.starts_with("GET /1a-a1/2b-b2 "), "{}", app.last().head);
 }
 
 // spec: VS-075
@@ -146,6 +246,73 @@ fn redirects_and_direct_responses_need_no_upstream() {
     let answer = client.get("/", "");
     assert_eq!((answer.status(), answer.text()), (418, "hello".to_owned()));
     assert_eq!(answer.field("content-type").as_deref(), Some("text/plain"));
+    client.send("HEAD / HTTP/1.1\r\nHost: echo\r\n\r\nGET /full HTTP/1.1\r\nHost: echo\r\n\r\n");
+    let mut both = String::new();
+    while both.matches("\r\n\r\n").count() < 2 {
+        assert!(client.read_more(), "{both}");
+        both = client.buffered();
+    }
+    assert!(
+        both.starts_with("HTTP/1.1 418 ") && both.contains("content-length: 5\r\n"),
+        "{both}"
+    );
+    assert!(!both.contains("hello"), "HEAD gets the headers alone: {both}");
+}
+
+// spec: VS-088
+#[test]
+fn an_answer_without_body_has_no_type_and_the_rule_may_set_one() {
+    let rules = "  - matches: [{path: {exact: /empty}}]\n    directResponse: {status: 200}\n  - directResponse: {status: 200, \
+                 body: e30=}\n    responseHeaders: {set: [[content-type, application/json]]}\n";
+    let proxy = client(rules, &echo_endpoints(&[]));
+    let empty = get(proxy.addresses[0], "/empty");
+    assert_eq!((empty.text().as_str(), empty.field("content-type")), ("", None));
+    let other = get(proxy.addresses[0], "/");
+    assert_eq!(other.text(), "{}");
+    assert_eq!(other.field("content-type").as_deref(), Some("application/json"));
+    assert_eq!(other.head.to_ascii_lowercase().matches("content-type").count(), 1);
+}
+
+// spec: VS-077, VS-080, VS-081, VS-082, VS-083, VS-084, VS-085
+#[test]
+fn a_redirect_keeps_of_the_request_what_it_does_not_change() {
+    // The client dials port 80.
+    for (redirect, host, path, location) in [
+        ("path: {full: /to}", "echo", "/a?q=1", "http://echo/to?q=1"),
+        ("path: {full: '/to?own'}", "echo", "/a?q=1", "http://echo/to?own"),
+        ("path: {full: /to}", "echo:8080", "/a", "http://echo:8080/to"),
+        ("scheme: https", "echo:8080", "/a/b?q", "https://echo:8080/a/b?q"),
+        ("scheme: https", "echo:80", "/a", "https://echo/a"),
+        ("authority: new.example", "echo:8080", "/a", "http://new.example/a"),
+        (
+            "authority: 'new.example:81'",
+            "echo:8080",
+            "/a",
+            "http://new.example:81/a",
+        ),
+        ("port: {number: 80}", "echo:8080", "/a", "http://echo/a"),
+        ("port: {number: 443}", "echo", "/a", "http://echo:443/a"),
+        ("scheme: https, port: {number: 443}", "echo", "/a", "https://echo/a"),
+        ("port: fromRequest", "echo:8080", "/a", "http://echo/a"),
+        ("scheme: https, port: fromRequest", "echo", "/a", "https://echo:80/a"),
+        ("port: fromProtocol", "echo:8080", "/a", "http://echo:8080/a"),
+        ("scheme: https, port: fromProtocol", "echo:80", "/a", "https://echo/a"),
+        (
+            "authority: new.example, port: fromProtocol",
+            "echo:8080",
+            "/a",
+            "http://new.example/a",
+        ),
+        ("path: {prefix: /to}", "echo", "/a/b?q", "http://echo/to/b?q"),
+    ] {
+        let rules = format!("  - matches: [{{path: {{prefix: /a}}}}]\n    redirect: {{code: 301, {redirect}}}\n");
+        let proxy = client(&rules, &echo_endpoints(&[]));
+        let mut client = Client::connect(proxy.addresses[0]);
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let answer = client.receive().expect("an answer");
+        assert_eq!(answer.status(), 301, "{redirect}");
+        assert_eq!(answer.field("location").as_deref(), Some(location), "{redirect} {host}");
+    }
 }
 
 // spec: VS-091, VS-092
@@ -160,6 +327,20 @@ fn a_timeout_answers_504() {
         (504, "upstream request timeout".to_owned())
     );
     assert!(begin.elapsed() >= Duration::from_millis(100));
+    proxy.wait_for_flags("UT");
+    let mut client_ = Client::connect(proxy.addresses[0]);
+    let answer = client_.get("/", "Content-Type: application/grpc\r\n");
+    assert_eq!(
+        (answer.status(), answer.field("grpc-status").as_deref()),
+        (200, Some("14"))
+    );
+    // Without a limit it goes on waiting.
+    let proxy = client(&to_echo(""), &one(&app));
+    let mut client_ = Client::connect(proxy.addresses[0]);
+    client_.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+    let limit = Some(Duration::from_millis(600));
+    client_.stream.set_read_timeout(limit).expect("option");
+    assert!(client_.receive().is_none());
 }
 
 // spec: VS-101, VS-105, VS-119, VS-121, VS-125
@@ -179,6 +360,52 @@ fn a_retry_policy_counts_tries_and_repeats_the_body() {
     let proxy = client(&to_echo("    retry: {attempts: 2, on: ['503']}\n"), &one(&app));
     assert_eq!(get(proxy.addresses[0], "/").status(), 503);
     assert_eq!(app.count(), 3);
+}
+
+// spec: VS-119, VS-121
+#[test]
+fn when_retries_are_exhausted_the_last_answer_is_passed_on_and_flagged() {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let app = App::answering(move |_| {
+        let body = format!("try {}", count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1);
+        format!(
+            "HTTP/1.1 503 Busy\r\nX-App: yes\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    });
+    let rule = |attempts: u32| {
+        to_echo(&format!(
+            "    retry: {{attempts: {attempts}, on: [5xx], backoffMs: 1}}\n"
+        ))
+    };
+    let proxy = client(&rule(2), &one(&app));
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!((answer.status(), answer.text().as_str()), (503, "try 3"));
+    assert_eq!(answer.field("x-app").as_deref(), Some("yes"));
+    let counts: Vec<_> = app
+        .seen
+        .lock()
+        .expect("no panic")
+        .iter()
+        .map(|s| s.field("x-envoy-attempt-count"))
+        .collect();
+    assert_eq!(counts, ["1", "2", "3"].map(|n| Some(n.to_owned())));
+    proxy.wait_for_flags("URX");
+    // One that was not retried is not exhausted.
+    let proxy = client(&rule(0), &one(&app));
+    assert_eq!(get(proxy.addresses[0], "/").text(), "try 4");
+    proxy.wait_for_flags("-");
+    // Without any answer it is the proxy's own, of the last failure.
+    let lost = failing(100, String::new());
+    let proxy = client(&rule(1), &one(&lost));
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!(answer.status(), 503);
+    assert!(
+        answer.text().contains("retried and the latest reset reason"),
+        "{}",
+        answer.text()
+    );
+    proxy.wait_for_flags("UC,URX");
 }
 
 // spec: VS-099, VS-100, VS-102, VS-107, SM-050
@@ -219,6 +446,28 @@ fn a_slow_try_is_given_up_for_the_next_one() {
     assert_eq!(client_.receive().expect("an answer").status(), 200);
     assert_eq!(app.count(), 2);
     assert_eq!(app.last().body, b"hello");
+
+    // When none is left the client is told that it took too long.
+    let app = silent();
+    let proxy = client(
+        &to_echo("    retry: {attempts: 1, on: [5xx], perTryTimeoutMs: 100}\n"),
+        &one(&app),
+    );
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!(
+        (answer.status(), answer.text().as_str()),
+        (504, "upstream request timeout")
+    );
+    assert_eq!(app.count(), 2);
+    proxy.wait_for_flags("UT,URX");
+    // One that is no shorter than that of the route has no effect.
+    let proxy = client(
+        &to_echo("    timeoutMs: 200\n    retry: {attempts: 3, on: [5xx], perTryTimeoutMs: 200}\n"),
+        &one(&app),
+    );
+    assert_eq!(get(proxy.addresses[0], "/").status(), 504);
+    assert_eq!(app.count(), 3);
+    proxy.wait_for_flags("UT");
 }
 
 // spec: VS-126, VS-127, VS-131, VS-132
@@ -236,8 +485,83 @@ fn faults_delay_and_answer() {
     assert_eq!((answer.status(), answer.text()), (418, "fault filter abort".to_owned()));
     assert_eq!(answer.field("x-r").as_deref(), Some("r"));
     assert_eq!(app.count(), 0);
+    proxy.wait_for_flags("DI,FI");
     let proxy = client(&to_echo("    fault: {abort: {status: 418, sharePpm: 0}}\n"), &one(&app));
     assert_eq!(get(proxy.addresses[0], "/").status(), 200);
+    let delay = "    fault: {delay: {fixedMs: 120, sharePpm: 1000000}}\n    timeoutMs: 50\n";
+    let proxy = client(&to_echo(delay), &one(&app));
+    let begin = Instant::now();
+    assert_eq!(get(proxy.addresses[0], "/").status(), 200);
+    assert!(begin.elapsed() >= Duration::from_millis(120));
+    proxy.wait_for_flags("DI");
+}
+
+// spec: VS-127, VS-130
+#[test]
+fn an_abort_is_told_in_the_terms_of_the_caller() {
+    let app = App::echo();
+    for (abort, plain, grpc) in [
+        ("grpcStatus: 14", 200, "14"),
+        ("grpcStatus: 5", 200, "5"),
+        ("status: 404", 404, "12"),
+        ("status: 503", 503, "14"),
+    ] {
+        let rule = to_echo(&format!("    fault: {{abort: {{{abort}, sharePpm: 1000000}}}}\n"));
+        let proxy = client(&rule, &one(&app));
+        let mut client_ = Client::connect(proxy.addresses[0]);
+        let answer = client_.get("/", "");
+        assert_eq!(
+            (answer.status(), answer.text().as_str()),
+            (plain, "fault filter abort"),
+            "{abort}"
+        );
+        assert!(answer.field("grpc-status").is_none(), "{abort}");
+        let answer = client_.get("/", "Content-Type: application/grpc\r\n");
+        assert_eq!(answer.status(), 200, "{abort}");
+        assert_eq!(answer.field("grpc-status").as_deref(), Some(grpc), "{abort}");
+        proxy.wait_for_flags("FI");
+    }
+    assert_eq!(app.count(), 0);
+}
+
+// spec: VS-131
+#[test]
+fn delay_and_abort_are_drawn_one_without_the_other() {
+    let app = App::echo();
+    let share = "sharePpm: 500000";
+    let rule = to_echo(&format!(
+        "    fault: {{delay: {{fixedMs: 1, {share}}}, abort: {{status: 418, {share}}}}}\n    responseHeaders: {{set: [[x-flags, \
+         '%RESPONSE_FLAGS%']]}}\n"
+    ));
+    let proxy = client(&rule, &one(&app));
+    let mut client = Client::connect(proxy.addresses[0]);
+    let all: std::collections::BTreeSet<_> = (0..100)
+        .map(|_| client.get("/", "").field("x-flags").unwrap_or_default())
+        .collect();
+    assert_eq!(all.into_iter().collect::<Vec<_>>(), ["-", "DI", "DI,FI", "FI"]);
+}
+
+// spec: VS-132
+#[test]
+fn an_abort_comes_before_cors() {
+    let app = App::echo();
+    let rule = to_echo(
+        "    cors: {allowOrigins: [{exact: '*'}], allowMethods: [GET]}\n    fault: {abort: {status: 418, sharePpm: 1000000}}\n",
+    );
+    let proxy = client(&rule, &one(&app));
+    let mut client = Client::connect(proxy.addresses[0]);
+    let origin = "Origin: https://a.example\r\n";
+    client.send(&format!(
+        "OPTIONS / HTTP/1.1\r\nHost: echo\r\n{origin}Access-Control-Request-Method: GET\r\n\r\n"
+    ));
+    for answer in [client.receive().expect("an answer"), client.get("/", origin)] {
+        assert_eq!((answer.status(), answer.text().as_str()), (418, "fault filter abort"));
+        assert!(
+            !answer.head.to_ascii_lowercase().contains("access-control"),
+            "{}",
+            answer.head
+        );
+    }
 }
 
 // spec: VS-136, VS-139, VS-140
@@ -266,6 +590,78 @@ fn a_mirror_gets_a_copy_and_changes_nothing() {
     assert_eq!(seen.field("x-a").as_deref(), Some("b"));
     assert_eq!(seen.field("x-forwarded-for").as_deref(), Some("127.0.0.1"));
     assert!(v1.last().field("x-forwarded-for").is_none());
+}
+
+// spec: VS-136
+#[test]
+fn nobody_waits_for_a_copy() {
+    let (v1, v2) = (named("v1"), silent());
+    let rules = format!(
+        "  - destinations: [{{host: {ECHO}, port: 80, subset: v1}}]\n    mirrors: [{{destination: {{host: {ECHO}, port: 80, \
+         subset: v2}}, sharePpm: 1000000}}]\n"
+    );
+    let proxy = client(&rules, &two_versions(&v1, &v2));
+    let mut client = Client::connect(proxy.addresses[0]);
+    for _ in 0..3 {
+        assert_eq!(client.get("/", "").text(), "v1");
+    }
+    wait_for("the copies", || v2.count() == 3);
+}
+
+// spec: VS-139, VS-140
+#[test]
+fn a_copy_is_what_the_request_became() {
+    let (v1, v2) = (named("v1"), named("v2"));
+    let rules = format!(
+        "  - matches: [{{path: {{prefix: /a}}}}]\n    destinations: [{{host: {ECHO}, port: 80, subset: v1}}]\n    rewrite: {{path: \
+         {{matched: /b}}, authority: inner.example}}\n    requestHeaders: {{remove: [x-gone], set: [[x-a, b]]}}\n    mirrors: \
+         [{{destination: {{host: {ECHO}, port: 80, subset: v2}}, sharePpm: 1000000}}]\n"
+    );
+    let proxy = client(&rules, &two_versions(&v1, &v2));
+    Client::connect(proxy.addresses[0]).get("/a/x?q", "X-Gone: 1\r\nX-Forwarded-For: 10.0.0.1\r\n");
+    wait_for("the copy", || v2.count() == 1);
+    for seen in [v1.last(), v2.last()] {
+        assert!(
+            seen.head.starts_with("GET /b/x?q HTTP/1.1\r\nHost: inner.example\r\n"),
+            "{}",
+            seen.head
+        );
+        assert_eq!(seen.field("x-envoy-original-path").as_deref(), Some("/a/x?q"));
+        assert_eq!(seen.field("x-envoy-original-host").as_deref(), Some("echo"));
+        assert_eq!((seen.field("x-gone"), seen.field("x-a").as_deref()), (None, Some("b")));
+    }
+    assert_eq!(v1.last().field("x-forwarded-for").as_deref(), Some("10.0.0.1"));
+    assert_eq!(
+        v2.last().field("x-forwarded-for").as_deref(),
+        Some("10.0.0.1, 127.0.0.1")
+    );
+}
+
+// spec: VS-138
+#[test]
+fn each_mirror_is_drawn_by_itself() {
+    let (v1, v2) = (named("v1"), named("v2"));
+    let mirror = |share: u32| format!("{{destination: {{host: {ECHO}, port: 80, subset: v2}}, sharePpm: {share}}}");
+    let rules = |mirrors: &str| {
+        format!("  - destinations: [{{host: {ECHO}, port: 80, subset: v1}}]\n    mirrors: [{mirrors}]\n")
+    };
+    let proxy = client(
+        &rules(&format!("{}, {}", mirror(500_000), mirror(500_000))),
+        &two_versions(&v1, &v2),
+    );
+    let mut client_ = Client::connect(proxy.addresses[0]);
+    for n in 0..100 {
+        assert_eq!(client_.get("/", &format!("X-N: {n}\r\n")).text(), "v1");
+    }
+    // None of those that are still to come makes two of one that has come twice.
+    wait_for("copies", || v2.count() > 50);
+    support::pause(Duration::from_millis(300));
+    let mut copies = std::collections::BTreeMap::<_, usize>::new();
+    for seen in v2.seen.lock().expect("no panic").iter() {
+        *copies.entry(seen.field("x-n")).or_default() += 1;
+    }
+    let with = |number: usize| copies.values().filter(|count| **count == number).count();
+    assert!(with(1) > 20 && with(2) > 5 && copies.len() < 100, "{copies:?}");
 }
 
 // spec: VS-143, VS-145, VS-146, VS-149, VS-150, VS-152, VS-153
@@ -301,6 +697,23 @@ fn cors_is_answered_and_added() {
     );
     let answer = client.get("/", "Origin: https://b.example\r\n");
     assert_eq!(answer.field("access-control-allow-origin").as_deref(), Some("*"));
+
+    // What the policy does not say is not said.
+    let app = App::echo();
+    let proxy = self::client(&to_echo("    cors: {allowOrigins: [{exact: '*'}]}\n"), &one(&app));
+    let mut client = Client::connect(proxy.addresses[0]);
+    let origin = "Origin: https://a.example\r\n";
+    client.send(&format!(
+        "OPTIONS / HTTP/1.1\r\nHost: echo\r\n{origin}Access-Control-Request-Method: PUT\r\n\r\n"
+    ));
+    for answer in [client.receive().expect("an answer"), client.get("/", origin)] {
+        let said = answer.head.to_ascii_lowercase();
+        let named: Vec<_> = said
+            .lines()
+            .filter(|line| line.starts_with("access-control-"))
+            .collect();
+        assert_eq!(named, ["access-control-allow-origin: https://a.example"]);
+    }
 }
 
 // spec: VS-179, LIFE-041, LIFE-043, BYD-001
@@ -326,10 +739,26 @@ fn headers_of_the_application_control_no_retry() {
     let app = failing(100, status(503));
     let proxy = client(&to_echo(""), &one(&app));
     let mut client_ = Client::connect(proxy.addresses[0]);
-    let fields = "x-envoy-retry-on: 5xx\r\nx-envoy-max-retries: 3\r\nx-envoy-upstream-rq-timeout-ms: 1\r\n";
-    assert_eq!(client_.get("/", fields).status(), 503);
+    let fields = [
+        ("x-envoy-retry-on", "5xx"),
+        ("x-envoy-retry-grpc-on", "unavailable"),
+        ("x-envoy-max-retries", "3"),
+        ("x-envoy-retriable-status-codes", "503"),
+        ("x-envoy-retriable-header-names", "x-app"),
+        ("x-envoy-upstream-rq-timeout-ms", "1"),
+        ("X-Envoy-Upstream-Rq-Per-Try-Timeout-Ms", "1"),
+        ("x-envoy-upstream-rq-timeout-alt-response", "204"),
+        ("x-envoy-hedge-on-per-try-timeout", "true"),
+    ];
+    let lines: String = fields
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    assert_eq!(client_.get("/", &lines).status(), 503);
     assert_eq!(app.count(), 1);
-    assert!(app.last().field("x-envoy-retry-on").is_none());
+    for (name, _) in fields {
+        assert!(app.last().field(name).is_none(), "{name}");
+    }
 }
 
 // spec: DR-041, DR-042, DR-046
@@ -358,6 +787,24 @@ fn a_hash_key_stays_with_its_endpoint() {
         both.insert(first);
     }
     assert_eq!(both.len(), 2, "keys are spread");
+    let reached = |client: &mut Client, path: &dyn Fn(u32) -> String, fields: &str| {
+        let all: std::collections::BTreeSet<_> = (0..40).map(|n| client.get(&path(n), fields).text()).collect();
+        all.len()
+    };
+    assert_eq!(
+        reached(&mut client, &|n| format!("/?u=same&u={n}"), ""),
+        1,
+        "the first value counts"
+    );
+    assert_eq!(
+        reached(&mut client, &|_| "/?v=same".to_owned(), ""),
+        2,
+        "without a key at random"
+    );
+    // The same by a header.
+    proxy.configure(&bundle.replace("{queryParameter: u}", "{header: x-user}"));
+    assert_eq!(reached(&mut client, &|n| format!("/?u={n}"), "X-User: same\r\n"), 1);
+    assert_eq!(reached(&mut client, &|_| "/?u=same".to_owned(), ""), 2);
 }
 
 // spec: SM-052, LOC-022

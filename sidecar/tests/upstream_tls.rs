@@ -103,6 +103,7 @@ struct Hello {
     client: bool,
     version: Option<rustls::ProtocolVersion>,
     suite: Option<rustls::CipherSuite>,
+    group: Option<rustls::NamedGroup>,
     head: String,
 }
 
@@ -181,6 +182,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Hello>>)
         client: tls.conn.peer_certificates().is_some(),
         version: tls.conn.protocol_version(),
         suite: tls.conn.negotiated_cipher_suite().map(|suite| suite.suite()),
+        group: tls.conn.negotiated_key_exchange_group().map(|group| group.name()),
         head: String::from_utf8_lossy(&head).into_owned(),
     };
     seen.lock().expect("no panic").push(hello);
@@ -255,6 +257,10 @@ fn plaintext_of_the_application_leaves_in_tls_with_the_name_of_the_request() {
         seen.suite,
         Some(rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384)
     );
+    let narrowed = format!("{{ca: {}, curves: [P-384]}}", ca.file("ca"));
+    let answer = ask(&self::proxy("http", &narrowed, server.address), "echo.app");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(server.last().group, Some(rustls::NamedGroup::secp384r1));
 }
 
 // spec: DR-124, SE-006, SE-027

@@ -70,6 +70,78 @@ fn paths_are_compared_without_query_and_fragment() {
     }
 }
 
+// spec: VS-021, VS-027
+#[test]
+fn conditions_on_one_request_hold_together_and_with_their_case() {
+    let rules = table(&[
+        "{method: {exact: GET}, path: {exact: /a}}",
+        "{method: {prefix: PU}}",
+        "{method: {regex: 'D.*'}, authority: {exact: echo}, headers: [{name: x}], query: [{name: q}]}",
+        "{scheme: {exact: HTTP}}",
+        "{headers: [{name: x-v, value: {exact: a}}]}",
+        "{query: [{name: v, value: {exact: a}}]}",
+    ]);
+    let proxy = client(&rules, &endpoints(&[], ""));
+    let mut client = Client::connect(proxy.addresses[0]);
+    let mut of = |line: &str, fields: &str| fits(&mut client, &format!("{line} HTTP/1.1\r\nHost: echo{fields}"));
+    let no_body = "\r\nContent-Length: 0";
+    assert_eq!(of("GET /a", ""), Some(1));
+    assert_eq!(of("GET /b", ""), None);
+    assert_eq!((of("PUT /a", no_body), of("put /a", no_body)), (Some(2), None));
+    assert_eq!(of("POST /a", no_body), None, "neither the one nor the other");
+    let both = "\r\nX: 1\r\nContent-Length: 0";
+    assert_eq!(of("DELETE /a?q", both), Some(3));
+    assert_eq!((of("DELETE /a?q", no_body), of("DELETE /a", both)), (None, None));
+    assert_eq!(
+        (of("GET /c", "\r\nX-V: a"), of("GET /c", "\r\nX-V: A")),
+        (Some(5), None)
+    );
+    assert_eq!((of("GET /c?v=a", ""), of("GET /c?v=A", "")), (Some(6), None));
+}
+
+// spec: VS-035, VS-036, VS-037, VS-038
+#[test]
+fn conditions_on_headers_are_asked_of_fields_and_of_the_request_itself() {
+    let header = |name: &str, rest: &str| format!("{{headers: [{{name: '{name}'{rest}}}]}}");
+    let rules = [
+        header(":path", ", value: {exact: '/p?q'}"),
+        header(":method", ", value: {exact: PUT}"),
+        header(":authority", ", value: {prefix: 'echo.app'}"),
+        header(":scheme", ", value: {exact: https}"),
+        header("method", ", value: {exact: GET}"),
+        header("uri", ""),
+        header("x-there", ""),
+        header("x-some", ", value: {regex: 'a*'}, invert: true"),
+    ];
+    let proxy = client(&table(&rules.each_ref().map(String::as_str)), &endpoints(&[], ""));
+    let mut client = Client::connect(proxy.addresses[0]);
+    let mut of = |line: &str, host: &str, fields: &str| {
+        fits(
+            &mut client,
+            &format!("{line} HTTP/1.1\r\nHost: {host}\r\nX-Some: a{fields}"),
+        )
+    };
+    assert_eq!(of("GET /p?q", "echo", ""), Some(1), "with its query");
+    assert_eq!(of("GET /p", "echo", ""), None);
+    assert_eq!(of("PUT /", "echo", "\r\nContent-Length: 0"), Some(2));
+    assert_eq!(of("GET /", "echo.app", ""), Some(3));
+    assert_eq!(of("GET /", "echo", "\r\nX-Forwarded-Proto: https"), Some(4));
+    // Without a colon these are fields like any other, and the request's own do not count.
+    assert_eq!(of("GET /", "echo", "\r\nMethod: GET"), Some(5));
+    assert_eq!(of("GET /", "echo", "\r\nURI: /"), Some(6));
+    assert_eq!(of("GET /", "echo", ""), None);
+    assert_eq!(
+        of("GET /", "echo", "\r\nx-THERE: "),
+        Some(7),
+        "a name has no case, and any value will do"
+    );
+    // What is absent is compared as empty, which this expression accepts.
+    client.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 404);
+    client.send("GET / HTTP/1.1\r\nHost: echo\r\nX-Some: b\r\n\r\n");
+    assert_eq!(client.receive().expect("an answer").status(), 208);
+}
+
 // spec: VS-030
 #[test]
 fn paths_are_normalised_before_they_are_compared() {
@@ -213,7 +285,7 @@ fn later_rules_never_see_what_earlier_ones_would_change() {
     );
 }
 
-// spec: VS-069, VS-070, VS-071, VS-021
+// spec: VS-068, VS-069, VS-070, VS-071, VS-021
 #[test]
 fn a_rewrite_replaces_what_the_alternative_matched() {
     let app = App::echo();
@@ -238,6 +310,25 @@ fn a_rewrite_replaces_what_the_alternative_matched() {
         "without a path it is the prefix /"
     );
     assert_eq!(sent("/a/b", ""), "/new/a/b");
+    // No slash is added or taken away.
+    for (prefix, replacement, path, wanted) in [
+        ("/a", "/", "/a/b?q", "//b?q"),
+        ("/a/", "/", "/a/b", "/b"),
+        ("/a", "/x", "/ab", "/xb"),
+        ("/a", "/x/", "/a", "/x/"),
+    ] {
+        let rules = format!(
+            "  - matches: [{{path: {{prefix: {prefix}}}}}]\n{}",
+            to_echo(&format!("    rewrite: {{path: {{matched: {replacement}}}}}\n")).replacen("  - ", "    ", 1)
+        );
+        let proxy = self::client(&rules, &one(&app));
+        assert_eq!(get(proxy.addresses[0], path).status(), 200);
+        assert!(
+            app.last().head.starts_with(&format!("GET {wanted} ")),
+            "{}",
+            app.last().head
+        );
+    }
 }
 
 // spec: VS-051, VS-076

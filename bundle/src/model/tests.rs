@@ -138,6 +138,17 @@ fn header_conditions_look_at_each_field() {
     assert!(test(None, true).holds(values(&[])));
     assert!(test(Some("a"), true).holds(values(&[])));
     assert!(!test(Some("a"), true).holds(values(&["b", "a"])));
+    // One that is absent is compared as an empty value, where it must not fit.
+    let accepts_nothing = |invert| HeaderTest {
+        value: Some(Text::Regex(regex::bytes::Regex::new("\\A(?:a*)\\z").expect("valid"))),
+        ..test(None, invert)
+    };
+    assert!(!accepts_nothing(true).holds(values(&[])));
+    assert!(accepts_nothing(true).holds(values(&["b"])));
+    assert!(
+        !accepts_nothing(false).holds(values(&[])),
+        "what must fit must be there"
+    );
 }
 
 // spec: VS-039
@@ -150,6 +161,18 @@ fn query_conditions_read_the_first_value_as_sent() {
     assert!(test.holds(Some(b"b=1&a=%20&a=2")));
     assert!(!test.holds(Some(b"a")));
     assert!(!test.holds(None));
+    assert!(!test.holds(Some(b"a=2&a=%20")), "the second one does not count");
+    assert!(!test.holds(Some(b"A=%20")), "a name has its case");
+    assert!(!test.holds(Some(b"a=+")), "as sent");
+    let with = |value: Option<&[u8]>| QueryTest {
+        name: b"a"[..].into(),
+        value: value.map(|value| Text::Exact(value.into())),
+    };
+    for query in [&b"a"[..], b"b&a", b"a=", b"a=1"] {
+        assert!(with(None).holds(Some(query)), "{query:?}");
+    }
+    assert!(!with(None).holds(Some(b"b=a&aa=1")));
+    assert!(with(Some(b"")).holds(Some(b"a&a=1")) && !with(Some(b"")).holds(Some(b"b")));
 }
 
 // spec: SM-040
@@ -192,6 +215,50 @@ fn weights_of_equal_destinations_add_up_and_zero_gets_nothing() {
     assert_eq!(counts, [30, 40, 30, 0]);
     let to_v1 = |position: &usize| destinations.list[*position].cluster.is_some();
     assert_eq!((0..4).filter(to_v1).map(|position| counts[position]).sum::<i32>(), 60);
+}
+
+// spec: VS-165, VS-172
+#[test]
+fn a_rule_holds_within_its_subnets() {
+    let rule = |subnets: &[(&str, u8)]| TcpRule {
+        subnets: subnets
+            .iter()
+            .map(|(address, prefix)| wire::Subnet {
+                address: address.parse().expect("address"),
+                prefix: *prefix,
+            })
+            .collect(),
+        destinations: Destinations {
+            list: Vec::new(),
+            total: 0,
+        },
+    };
+    for (subnets, address, holds) in [
+        (&[][..], "10.0.0.1", true),
+        (&[("10.1.0.0", 16)][..], "10.1.255.255", true),
+        (&[("10.1.0.0", 16)], "10.2.0.0", false),
+        (&[("10.1.0.0", 16), ("10.2.0.1", 32)], "10.2.0.1", true),
+        (&[("10.2.0.1", 32)], "10.2.0.2", false),
+        (&[("0.0.0.0", 0)], "10.0.0.1", true),
+        (&[("0.0.0.0", 0)], "fd00::1", false),
+        (&[("fd00::", 16)], "fd00:ffff::1", true),
+        (&[("fd00::", 16)], "fd01::1", false),
+        (&[("fd00::1", 128)], "fd00::1", true),
+        (&[("fd00::1", 128)], "fd00::2", false),
+        (&[("::", 0)], "fd00::1", true),
+        (&[("::", 0)], "10.0.0.1", false),
+    ] {
+        let address = address.parse().expect("address");
+        let rule = rule(subnets);
+        assert_eq!(rule.fits(address), holds, "{address} {subnets:?}");
+        let tls = TlsRule {
+            sni: vec!["a.com".into()],
+            subnets: rule.subnets,
+            destinations: rule.destinations,
+        };
+        assert_eq!(tls.fits("a.com", address), holds, "{address} {subnets:?}");
+        assert!(!tls.fits("b.com", address));
+    }
 }
 
 // spec: VS-174

@@ -212,12 +212,13 @@ fn rules<'a>(shared: &Shared<'a>, service: &Registered<'_>, client: Client<'_>) 
     Vec::new()
 }
 
+/// Where a rule is visible: what it says, else what the mesh config says, of which `.` alone limits it (DR-013).
 fn export_to<'r>(shared: &'r Shared<'_>, rule: &'r DestinationRule) -> &'r [String] {
-    if rule.spec.export_to.is_empty() {
-        &shared.world.mesh.default_destination_rule_export_to
-    } else {
-        &rule.spec.export_to
+    if !rule.spec.export_to.is_empty() {
+        return &rule.spec.export_to;
     }
+    let default = &shared.world.mesh.default_destination_rule_export_to;
+    default.iter().find(|n| *n == ".").map_or(&[], std::slice::from_ref)
 }
 
 /// Of rules of one namespace and host those that a client uses: the newest group, where not all are one (DR-012).

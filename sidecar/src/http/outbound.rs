@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::sleep;
 use weft_bundle::model::{
-    Action, Config, Destination, Domain, Fault, HeaderOps, Host, Port, RouteTable, Share, first_value,
+    Action, Config, Destination, Domain, Fault, HeaderOps, Host, Port, RouteTable, Rule, Share, first_value,
 };
 use weft_bundle::wire::{HashKey, LoadBalancer, OutboundPolicy, Protocol};
 
@@ -167,6 +167,12 @@ pub(super) async fn follow(
     };
     exchange.route = found.log_name();
     let rule = found.rule.clone();
+    // What responses are told of the request is what was received (VS-065).
+    let received = if response_asks(&rule) {
+        head.headers.clone()
+    } else {
+        Headers::default()
+    };
     // Rules are asked what the client said; whatever comes next has to do with gRPC.
     let body = match &web {
         None => body,
@@ -221,11 +227,22 @@ pub(super) async fn follow(
         of_destination,
         several,
         exchange,
+        &received,
     );
     Ok(match web {
         None => response,
         Some(web) => web.response(response),
     })
+}
+
+/// Whether values of response headers may name fields of the request.
+fn response_asks(rule: &Rule) -> bool {
+    let asks = |ops: &HeaderOps| {
+        let mut all = ops.set.iter().chain(&ops.add);
+        all.any(|(_, value)| value.literal().is_none())
+    };
+    let mut destinations = destinations_of(&rule.action).iter();
+    asks(&rule.response_headers) || destinations.any(|destination| asks(&destination.response_headers))
 }
 
 pub(super) fn is_removed(name: &[u8]) -> bool {

@@ -184,18 +184,19 @@ pub fn change_request(
     by_route.or(by_destination)
 }
 
-/// Changes response header fields, as [`change_request`].
+/// Changes response header fields, as [`change_request`]. `received`: those of the request.
 pub fn change_response(
     headers: &mut Headers,
     route: &HeaderOps,
     destination: &HeaderOps,
     several: bool,
     exchange: &Exchange,
+    received: &Headers,
 ) {
     if route.is_empty() && destination.is_empty() {
         return;
     }
-    let evaluate = |template: &Template| evaluate(template, exchange, &exchange.request_headers);
+    let evaluate = |template: &Template| evaluate(template, exchange, received);
     change(headers, route, destination, several, evaluate, |_, _| {});
 }
 

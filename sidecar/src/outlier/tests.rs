@@ -46,6 +46,77 @@ async fn errors_in_a_row_eject_and_a_success_forgives() {
     };
     assert!(!fails(&gateway, &peers, &peers[1], 5, Outcome::Status(500)));
     assert!(fails(&gateway, &peers, &peers[1], 2, Outcome::Status(503)));
+    // Which statuses are errors of either kind, and what neither counts.
+    let reaches = |policy: &Outlier, outcome| {
+        let peers = self::peers(1);
+        fails(policy, &peers, &peers[0], 2, outcome)
+    };
+    let any = Outlier {
+        consecutive_5xx: 2,
+        consecutive_gateway_errors: 0,
+        ..gateway.clone()
+    };
+    for (outcome, is_gateway, is_any) in [
+        (Outcome::Status(499), false, false),
+        (Outcome::Status(500), false, true),
+        (Outcome::Status(501), false, true),
+        (Outcome::Status(502), true, true),
+        (Outcome::Status(503), true, true),
+        (Outcome::Status(504), true, true),
+        (Outcome::Status(505), false, true),
+        (Outcome::Status(599), false, true),
+        (Outcome::Connected, false, false),
+        (Outcome::Failed, true, true),
+    ] {
+        assert_eq!(reaches(&gateway, outcome), is_gateway, "{outcome:?}");
+        assert_eq!(reaches(&any, outcome), is_any, "{outcome:?}");
+    }
+    let off = Outlier {
+        consecutive_5xx: 0,
+        ..any
+    };
+    assert!(!reaches(&off, Outcome::Failed));
+}
+
+// spec: DR-095
+#[tokio::test(start_paused = true)]
+async fn returns_are_looked_for_at_the_end_of_each_interval() {
+    for (base_ms, lasts_ms) in [(5000, 10_000), (10_000, 10_000), (11_000, 20_000)] {
+        let peers = peers(1);
+        let policy = Outlier {
+            consecutive_5xx: 1,
+            max_ejection_percent: 100,
+            interval_ms: 10_000,
+            base_ejection_time_ms: base_ms,
+            ..Outlier::default()
+        };
+        assert!(fails(&policy, &peers, &peers[0], 1, Outcome::Failed));
+        tokio::time::advance(Duration::from_millis(lasts_ms - 1)).await;
+        assert!(peers[0].is_ejected(Instant::now()), "{base_ms}");
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert!(!peers[0].is_ejected(Instant::now()), "{base_ms}");
+    }
+}
+
+// spec: DR-096
+#[tokio::test(start_paused = true)]
+async fn no_ejection_lasts_longer_than_five_minutes_or_the_base() {
+    for (base_seconds, lasts) in [(120, [120, 240, 300, 300]), (400, [400, 400, 400, 400])] {
+        let peers = peers(1);
+        let policy = Outlier {
+            consecutive_5xx: 1,
+            max_ejection_percent: 100,
+            base_ejection_time_ms: base_seconds * 1000,
+            ..Outlier::default()
+        };
+        for seconds in lasts {
+            assert!(fails(&policy, &peers, &peers[0], 1, Outcome::Failed));
+            tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
+            assert!(peers[0].is_ejected(Instant::now()), "{seconds}");
+            tokio::time::advance(Duration::from_millis(2)).await;
+            assert!(!peers[0].is_ejected(Instant::now()), "{seconds}");
+        }
+    }
 }
 
 // spec: DR-094
@@ -214,6 +285,22 @@ async fn listed_statuses_replace_5xx() {
     };
     assert!(!fails(&policy, &peers, &peers[0], 3, Outcome::Status(500)));
     assert!(fails(&policy, &peers, &peers[0], 1, Outcome::Status(429)));
+    // They do so for both thresholds, and what had no response counts all the same.
+    let gateway = Outlier {
+        consecutive_5xx: 0,
+        consecutive_gateway_errors: 1,
+        ..policy.clone()
+    };
+    for policy in [&policy, &gateway] {
+        for (outcome, ejects) in [
+            (Outcome::Status(503), false),
+            (Outcome::Status(429), true),
+            (Outcome::Failed, true),
+        ] {
+            let peers = self::peers(1);
+            assert_eq!(fails(policy, &peers, &peers[0], 1, outcome), ejects, "{outcome:?}");
+        }
+    }
 }
 
 // spec: DR-102

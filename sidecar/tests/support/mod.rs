@@ -228,6 +228,12 @@ impl Proxy {
         self.shared.endpoints.store(Arc::new(table));
     }
 
+    /// Waits until the metrics have a request or connection that ended with these response flags.
+    pub fn wait_for_flags(&self, flags: &str) {
+        let label = format!("response_flags=\"{flags}\"");
+        wait_for(&label, || self.shared.telemetry.prometheus().contains(&label));
+    }
+
     pub fn drain(&self, phase: DrainPhase) {
         self.shared.drain.send_replace(phase);
     }

@@ -41,9 +41,22 @@ fn structure() {
         paths(json!({"host": "a", "subsets": subsets})),
         ["spec.subsets[1].name", "spec.subsets[2].name"]
     );
+    for bad in ["", "V2", "v.2", "-v", &"v".repeat(64)] {
+        let subsets = json!([{"name": bad}]);
+        assert_eq!(
+            paths(json!({"host": "a", "subsets": subsets})),
+            ["spec.subsets[0].name"],
+            "{bad}"
+        );
+    }
     let selector = json!({"matchLabels": {"app": "*"}});
     let errors = paths(json!({"host": "a", "workloadSelector": selector, "exportTo": ["*"]}));
     assert_eq!(errors, ["spec.workloadSelector.matchLabels[app]", "spec.exportTo[0]"]);
+    for (to, is_own) in [(".", true), ("shop", true), ("other", false), ("*", false)] {
+        let selector = json!({"matchLabels": {"app": "a"}});
+        let errors = paths(json!({"host": "a", "workloadSelector": selector, "exportTo": [to]}));
+        assert_eq!(errors.is_empty(), is_own, "{to}");
+    }
     for (key, value) in [("", "a"), ("a*", "b"), ("a", "b*")] {
         let selector = json!({"matchLabels": {key: value}});
         assert_eq!(
@@ -78,11 +91,26 @@ fn visibility_and_dry_run() {
 fn load_balancers() {
     let balancer = |value| policy(json!({"loadBalancer": value}));
     assert_eq!(balancer(json!({"simple": "FASTEST"})), ["loadBalancer.simple"]);
+    for simple in [
+        "UNSPECIFIED",
+        "LEAST_CONN",
+        "RANDOM",
+        "PASSTHROUGH",
+        "ROUND_ROBIN",
+        "LEAST_REQUEST",
+    ] {
+        assert!(balancer(json!({"simple": simple})).is_empty(), "{simple}");
+    }
     let both = json!({"simple": "RANDOM", "consistentHash": {"useSourceIp": true}});
     assert_eq!(balancer(both), ["loadBalancer.consistentHash"]);
     let hash = |value| balancer(json!({"consistentHash": value}));
     assert_eq!(
         hash(json!({"useSourceIp": true, "httpHeaderName": "x"})),
+        ["loadBalancer.consistentHash"]
+    );
+    assert!(hash(json!({"useSourceIp": false, "httpHeaderName": "x"})).is_empty());
+    assert_eq!(
+        hash(json!({"httpQueryParameterName": "x", "httpCookie": {"name": "c"}})),
         ["loadBalancer.consistentHash"]
     );
     assert_eq!(
@@ -104,8 +132,12 @@ fn load_balancers() {
         assert_eq!(hash(json!({"useSourceIp": true, "maglev": bad})), [size]);
     }
     assert!(hash(json!({"useSourceIp": true, "maglev": {"tableSize": 65537}})).is_empty());
-    let rings = json!({"minimumRingSize": 5, "ringHash": {}});
-    assert_eq!(hash(rings), ["loadBalancer.consistentHash.minimumRingSize"]);
+    for other in [
+        json!({"minimumRingSize": 5, "ringHash": {}}),
+        json!({"minimumRingSize": 5, "maglev": {"tableSize": 7}}),
+    ] {
+        assert_eq!(hash(other), ["loadBalancer.consistentHash.minimumRingSize"]);
+    }
     let warmup = json!({"warmup": {"minimumPercent": 101, "aggression": 0}});
     assert_eq!(balancer(warmup).len(), 3);
 }
@@ -116,8 +148,24 @@ fn localities() {
     let locality = |value: Value| policy(json!({"loadBalancer": {"localityLbSetting": value}, "outlierDetection": {}}));
     assert_eq!(locality(json!({"failover": [{"from": "a", "to": "a"}]})).len(), 1);
     assert_eq!(locality(json!({"failover": [{"from": "a/b", "to": "c"}]})).len(), 1);
-    let priority = json!({"failover": [{"from": "a", "to": "b"}], "failoverPriority": ["topology.kubernetes.io/zone"]});
-    assert_eq!(locality(priority).len(), 1);
+    for bad in [
+        json!({"from": "a", "to": "b/c"}),
+        json!({"from": "*", "to": "b"}),
+        json!({"from": "a", "to": "b*"}),
+    ] {
+        assert_eq!(locality(json!({"failover": [bad]})).len(), 1, "{bad}");
+    }
+    for (label, is_place) in [
+        ("topology.kubernetes.io/region", true),
+        ("topology.kubernetes.io/zone", true),
+        ("topology.istio.io/subzone", true),
+        ("topology.kubernetes.io/zone=z", true),
+        ("version", false),
+    ] {
+        let both = json!({"failover": [{"from": "a", "to": "b"}], "failoverPriority": [label]});
+        assert_eq!(locality(both).len(), usize::from(is_place), "{label}");
+        assert!(locality(json!({"failoverPriority": [label]})).is_empty(), "{label}");
+    }
     assert_eq!(
         locality(json!({"distribute": [{"from": "a", "to": {"a": 60, "b": 30}}]})).len(),
         1
@@ -139,11 +187,23 @@ fn localities() {
     assert_eq!(locality(overlap).len(), 1);
     let both = json!({"distribute": [{"from": "a", "to": {"a": 100}}], "failover": [{"from": "a", "to": "b"}]});
     assert_eq!(locality(both).len(), 1);
-    let alone = report(
-        json!({"host": "a", "trafficPolicy": {"loadBalancer": {"localityLbSetting":
-        {"failover": [{"from": "a", "to": "b"}]}}}}),
-    );
-    assert!(alone.errors.is_empty() && alone.warnings.len() == 1);
+    let with_labels = json!({"distribute": [{"from": "a", "to": {"a": 100}}], "failoverPriority": ["version"]});
+    assert!(locality(with_labels).is_empty());
+    let above = json!({"distribute": [{"from": "a", "to": {"a": 101}}]});
+    assert_eq!(locality(above).len(), 1);
+    for alone in [
+        json!({"failover": [{"from": "a", "to": "b"}]}),
+        json!({"failoverPriority": ["version"]}),
+    ] {
+        let warned = |more: Value| {
+            let mut policy = json!({"loadBalancer": {"localityLbSetting": alone}});
+            policy["outlierDetection"] = more;
+            let report = report(json!({"host": "a", "trafficPolicy": policy}));
+            assert!(report.errors.is_empty(), "{report:?}");
+            report.warnings.len()
+        };
+        assert_eq!((warned(Value::Null), warned(json!({}))), (1, 0), "{alone}");
+    }
 }
 
 // spec: DR-068, DR-070
@@ -165,7 +225,7 @@ fn zones() {
     assert!(balancer(json!({"zoneAwareLbSetting": {"enabled": false, "minClusterSize": 1}})).is_empty());
 }
 
-// spec: DR-021, DR-125, DR-128, DR-129
+// spec: DR-020, DR-021, DR-125, DR-128, DR-129
 #[test]
 fn tunnel_proxy_protocol_and_retry_budget() {
     let target = json!({"targetHost": "a.com", "targetPort": 443});
@@ -191,8 +251,10 @@ fn tunnel_proxy_protocol_and_retry_budget() {
         ]
     );
     let port = json!({"port": {"number": 80}, "tls": {"mode": "DISABLE"}});
-    let many = vec![port; 4097];
+    let mut many = vec![port; 4097];
     assert_eq!(policy(json!({"portLevelSettings": many})), ["portLevelSettings"]);
+    many.pop();
+    assert!(policy(json!({"portLevelSettings": many})).is_empty());
 }
 
 // spec: DR-072, DR-086, DR-088, SM-121
@@ -200,10 +262,20 @@ fn tunnel_proxy_protocol_and_retry_budget() {
 fn connection_pools() {
     let pool = |value| policy(json!({"connectionPool": value}));
     assert_eq!(pool(json!({})), ["connectionPool"]);
-    assert_eq!(
-        pool(json!({"tcp": {"maxConnections": -1}})),
-        ["connectionPool.tcp.maxConnections"]
-    );
+    for (part, name) in [
+        ("tcp", "maxConnections"),
+        ("http", "http1MaxPendingRequests"),
+        ("http", "http2MaxRequests"),
+        ("http", "maxRequestsPerConnection"),
+        ("http", "maxRetries"),
+        ("http", "maxConcurrentStreams"),
+    ] {
+        assert_eq!(
+            pool(json!({part: {name: -1}})),
+            [format!("connectionPool.{part}.{name}")]
+        );
+        assert!(pool(json!({part: {name: 0}})).is_empty(), "{name}");
+    }
     for bad in ["0s", "1us", "soon", "1.5ms"] {
         assert_eq!(
             pool(json!({"tcp": {"connectTimeout": bad}})),
@@ -235,9 +307,25 @@ fn outlier_detection() {
         outlier(json!({"minHealthPercent": -1})),
         ["outlierDetection.minHealthPercent"]
     );
-    assert_eq!(outlier(json!({"interval": "0s"})), ["outlierDetection.interval"]);
-    let codes = outlier(json!({"outlierDetectionHttpErrorCodes": [500, 99]}));
-    assert_eq!(codes, ["outlierDetection.outlierDetectionHttpErrorCodes[1]"]);
+    for name in ["interval", "baseEjectionTime"] {
+        for bad in ["0s", "0.5ms"] {
+            assert_eq!(
+                outlier(json!({name: bad})),
+                [format!("outlierDetection.{name}")],
+                "{bad}"
+            );
+        }
+        assert!(outlier(json!({name: "1ms"})).is_empty(), "{name}");
+    }
+    for name in ["maxEjectionPercent", "minHealthPercent"] {
+        for (percent, is_fit) in [(-1, false), (0, true), (100, true), (101, false)] {
+            let errors = outlier(json!({name: percent}));
+            assert_eq!(errors.is_empty(), is_fit, "{name} {percent}");
+        }
+    }
+    let codes = outlier(json!({"outlierDetectionHttpErrorCodes": [500, 99, 100, 599, 600]}));
+    let code = |n: usize| format!("outlierDetection.outlierDetectionHttpErrorCodes[{n}]");
+    assert_eq!(codes, [code(1), code(4)]);
     let local = outlier(json!({"consecutiveLocalOriginFailures": 2}));
     assert_eq!(local, ["outlierDetection.consecutiveLocalOriginFailures"]);
     let old = report(json!({"host": "a", "trafficPolicy": {"outlierDetection": {"consecutiveErrors": 1}}}));
@@ -254,8 +342,17 @@ fn tls() {
         ["tls.clientCertificate", "tls.privateKey"]
     );
     assert!(tls(json!({"mode": "MUTUAL", "credentialName": "c"})).is_empty());
-    let both = json!({"mode": "SIMPLE", "credentialName": "c", "caCertificates": "/f"});
-    assert_eq!(tls(both), ["tls.caCertificates"]);
+    assert!(tls(json!({"mode": "MUTUAL", "clientCertificate": "/c", "privateKey": "/k"})).is_empty());
+    assert_eq!(
+        tls(json!({"mode": "MUTUAL", "clientCertificate": "/c"})),
+        ["tls.privateKey"]
+    );
+    for file in ["clientCertificate", "privateKey", "caCertificates", "caCrl"] {
+        for mode in ["SIMPLE", "MUTUAL"] {
+            let both = json!({"mode": mode, "credentialName": "c", file: "/f"});
+            assert_eq!(tls(both), [format!("tls.{file}")], "{mode}");
+        }
+    }
     let elsewhere = json!({"mode": "SIMPLE", "credentialName": "configmap://other/c"});
     assert_eq!(tls(elsewhere), ["tls.credentialName"]);
     assert!(tls(json!({"mode": "SIMPLE", "credentialName": "configmap://shop/c"})).is_empty());
@@ -266,8 +363,23 @@ fn tls() {
     assert!(tls(json!({"mode": "ISTIO_MUTUAL", "insecureSkipVerify": true, "subjectAltNames": ["a"]})).is_empty());
     let skip = json!({"mode": "SIMPLE", "insecureSkipVerify": true, "subjectAltNames": ["a"], "credentialName": "c"});
     assert_eq!(tls(skip), ["tls.credentialName", "tls.subjectAltNames"]);
+    let skip = json!({"mode": "SIMPLE", "insecureSkipVerify": true, "caCertificates": "/f"});
+    assert_eq!(tls(skip), ["tls.caCertificates"]);
+    assert!(tls(json!({"mode": "SIMPLE", "insecureSkipVerify": true})).is_empty());
     let silent = report(json!({"host": "a", "trafficPolicy": {"tls": {"sni": "x"}}}));
     assert!(silent.errors.is_empty() && silent.warnings[0].contains("turns TLS off"));
-    let mesh = report(json!({"host": "a", "trafficPolicy": {"tls": {"mode": "ISTIO_MUTUAL", "privateKey": "/k"}}}));
-    assert!(mesh.errors.is_empty() && mesh.warnings[0].contains("privateKey"));
+    for ignored in [
+        "clientCertificate",
+        "privateKey",
+        "caCertificates",
+        "credentialName",
+        "caCrl",
+    ] {
+        let tls = json!({"mode": "ISTIO_MUTUAL", ignored: "/f"});
+        let mesh = report(json!({"host": "a", "trafficPolicy": {"tls": tls}}));
+        assert!(
+            mesh.errors.is_empty() && mesh.warnings.len() == 1 && mesh.warnings[0].contains(ignored),
+            "{mesh:?}"
+        );
+    }
 }

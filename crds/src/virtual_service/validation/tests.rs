@@ -32,6 +32,9 @@ fn http(fields: Value) -> Vec<String> {
 fn hosts_gateways_and_visibility() {
     let rule = json!([{"route": [{"destination": {"host": "a"}}]}]);
     assert_eq!(paths(json!({"hosts": ["a"]})), ["spec"]);
+    for alone in ["http", "tcp"] {
+        assert!(paths(json!({"hosts": ["a"], alone: rule})).is_empty(), "{alone}");
+    }
     assert_eq!(paths(json!({"hosts": ["a", "a"], "http": rule})), ["spec.hosts[1]"]);
     assert_eq!(
         paths(json!({"hosts": ["a.x.com", "*.x.com"], "http": rule})),
@@ -124,7 +127,8 @@ fn one_action_for_each_route() {
         route(json!({"delegate": delegate, "route": destination})),
         ["spec.http[0].delegate"]
     );
-    assert!(route(json!({"delegate": delegate, "rewrite": {"uri": "/"}, "fault": fault})).is_empty());
+    let inherited = json!({"delegate": delegate, "directResponse": direct, "rewrite": {"uri": "/"}, "fault": fault});
+    assert!(route(inherited).is_empty());
 }
 
 // spec: VS-154
@@ -140,11 +144,14 @@ fn a_delegate_does_not_delegate() {
 #[test]
 fn what_is_never_reached_is_a_warning() {
     let rule = json!({"route": [{"destination": {"host": "a"}}]});
-    let report = report(json!({"hosts": ["a"], "http": [rule, rule]}));
-    assert!(
-        report.errors.is_empty() && report.warnings[0].contains("spec.http[1]"),
-        "{report:?}"
-    );
+    let with = |condition: Value| json!({"match": [condition], "route": [{"destination": {"host": "a"}}]});
+    let some = with(json!({"uri": {"prefix": "/a"}}));
+    for (first, is_last) in [(&rule, true), (&with(json!({})), true), (&some, false)] {
+        let report = report(json!({"hosts": ["a"], "http": [first, rule]}));
+        assert!(report.errors.is_empty(), "{report:?}");
+        let told: Vec<_> = report.warnings.iter().filter(|w| w.contains("spec.http[1]")).collect();
+        assert_eq!(told.len(), usize::from(is_last), "{report:?}");
+    }
 }
 
 // spec: VS-027, VS-032, VS-036, VS-037, VS-038, VS-039, VS-046, SM-122, SM-123
@@ -154,6 +161,7 @@ fn matches() {
     assert_eq!(one(json!({"uri": {}})), ["match[0].uri"]);
     assert_eq!(one(json!({"uri": {"exact": "/a", "prefix": "/"}})), ["match[0].uri"]);
     assert!(one(json!({"uri": {"prefix": ""}})).is_empty());
+    assert!(one(json!({"uri": {"exact": ""}})).is_empty());
     assert_eq!(one(json!({"method": {"prefix": ""}})), ["match[0].method.prefix"]);
     for field in ["scheme", "method", "authority"] {
         assert_eq!(
@@ -238,10 +246,21 @@ fn header_operations() {
         assert_eq!(request(json!({"set": {"a": bad}})), ["headers.request.set[a]"], "{bad}");
     }
     assert!(request(json!({"set": {"a": "%% %REQ(x-y)% %START_TIME%"}})).is_empty());
-    assert_eq!(
-        http(json!({"headers": {"response": {"set": {":status": "1"}}}})),
-        ["headers.response"]
-    );
+    assert!(request(json!({"set": {"Host": "a"}})).is_empty());
+    for operation in ["set", "add"] {
+        for name in [":status", "Host", ":authority"] {
+            let response = json!({"headers": {"response": {operation: {name: "1"}}}});
+            assert_eq!(http(response), ["headers.response"], "{operation} {name}");
+        }
+        let other = json!({"headers": {"request": {operation: {":method": "PUT"}}}});
+        assert_eq!(http(other), ["headers.request"], "{operation}");
+    }
+    for name in ["Host", ":status"] {
+        assert_eq!(
+            http(json!({"headers": {"response": {"remove": [name]}}})),
+            ["headers.response.remove[0]"]
+        );
+    }
 }
 
 // spec: VS-068, VS-074
@@ -271,10 +290,28 @@ fn redirects_and_direct_responses() {
     };
     let redirect = |value: Value| route(json!({"redirect": value}));
     assert_eq!(redirect(json!({})), ["redirect"]);
-    assert_eq!(
-        redirect(json!({"uri": "/", "redirectCode": 304})),
-        ["redirect.redirectCode"]
-    );
+    for enough in [
+        json!({"uri": "/"}),
+        json!({"prefixRewrite": "/"}),
+        json!({"authority": "a"}),
+        json!({"port": 81}),
+        json!({"derivePort": "FROM_REQUEST_PORT"}),
+        json!({"derivePort": "FROM_PROTOCOL_DEFAULT"}),
+        json!({"scheme": "http"}),
+        json!({"scheme": "https"}),
+    ] {
+        assert!(redirect(enough.clone()).is_empty(), "{enough}");
+    }
+    for code in [301, 302, 303, 307, 308] {
+        assert!(redirect(json!({"uri": "/", "redirectCode": code})).is_empty(), "{code}");
+    }
+    for code in [200, 300, 304, 305, 306, 309] {
+        assert_eq!(
+            redirect(json!({"uri": "/", "redirectCode": code})),
+            ["redirect.redirectCode"],
+            "{code}"
+        );
+    }
     assert_eq!(
         redirect(json!({"uri": "/", "prefixRewrite": "/"})),
         ["redirect.prefixRewrite"]
@@ -285,23 +322,30 @@ fn redirects_and_direct_responses() {
         ["redirect.derivePort"]
     );
     assert_eq!(redirect(json!({"derivePort": "NOPE"})), ["redirect.derivePort"]);
-    let exact = json!({"match": [{"uri": {"exact": "/a"}}], "redirect": {"prefixRewrite": "/"}});
-    assert_eq!(route(exact), ["match[0].uri"]);
-    assert_eq!(
-        route(json!({"directResponse": {"status": 600}})),
-        ["directResponse.status"]
-    );
+    for (kind, is_fit) in [("exact", false), ("regex", false), ("prefix", true)] {
+        let rewritten = json!({"match": [{"uri": {kind: "/a"}}], "redirect": {"prefixRewrite": "/"}});
+        let wrong: &[&str] = if is_fit { &[] } else { &["match[0].uri"] };
+        assert_eq!(route(rewritten), wrong, "{kind}");
+    }
     for bad in [json!({}), json!({"status": 199}), json!({"status": 600})] {
         assert_eq!(route(json!({"directResponse": bad})), ["directResponse.status"]);
     }
-    let direct = json!({"status": 200, "body": {"string": "x".repeat((100 << 10) + 1)}});
-    let some = report(json!({"hosts": ["a"], "http": [{"directResponse": direct}]}));
-    assert!(some.errors.is_empty() && some.warnings[0].contains("directResponse.body"));
-    let large = "x".repeat((1 << 20) + 1);
-    assert_eq!(
-        route(json!({"directResponse": {"status": 200, "body": {"string": large}}})),
-        ["directResponse.body"]
-    );
+    for status in [200, 599] {
+        assert!(
+            route(json!({"directResponse": {"status": status}})).is_empty(),
+            "{status}"
+        );
+    }
+    let sized = |bytes: usize| {
+        let direct = json!({"status": 200, "body": {"string": "x".repeat(bytes)}});
+        let report = report(json!({"hosts": ["a"], "http": [{"directResponse": direct}]}));
+        let is_told = report.warnings.iter().any(|w| w.contains("directResponse.body"));
+        (report.errors.len(), is_told)
+    };
+    assert_eq!(sized(100 << 10), (0, false));
+    assert_eq!(sized((100 << 10) + 1), (0, true));
+    assert_eq!(sized(1 << 20), (0, true));
+    assert_eq!(sized((1 << 20) + 1), (1, false));
 }
 
 // spec: VS-094, VS-102, VS-104, VS-115
@@ -310,12 +354,32 @@ fn timeouts_and_retries() {
     for bad in ["0s", "0.5ms", "x"] {
         assert_eq!(http(json!({"timeout": bad})), ["timeout"], "{bad}");
     }
+    assert!(http(json!({"timeout": "1ms"})).is_empty());
     let retries = |value: Value| http(json!({"retries": value}));
     assert!(retries(json!({"attempts": 0})).is_empty());
-    assert_eq!(retries(json!({"attempts": 0, "retryOn": "5xx"})), ["retries.retryOn"]);
-    assert_eq!(retries(json!({"perTryTimeout": "1s"})), ["retries.perTryTimeout"]);
+    for (name, value) in [
+        ("retryOn", json!("5xx")),
+        ("perTryTimeout", json!("1s")),
+        ("retryRemoteLocalities", json!(true)),
+    ] {
+        let path = [format!("retries.{name}")];
+        assert_eq!(retries(json!({"attempts": 0, name: value})), path);
+        assert_eq!(retries(json!({name: value})), path);
+        assert!(retries(json!({"attempts": 1, name: value})).is_empty(), "{name}");
+    }
     assert_eq!(retries(json!({"attempts": -1})), ["retries.attempts"]);
-    for bad in ["5xx,", "5xx, reset", "599", "nope"] {
+    for bad in [
+        "5xx,",
+        ",5xx",
+        "5xx, reset",
+        " reset",
+        "599",
+        "99",
+        "306",
+        "nope",
+        "4xx",
+        "RESET",
+    ] {
         assert_eq!(
             retries(json!({"attempts": 1, "retryOn": bad})),
             ["retries.retryOn"],
@@ -323,6 +387,28 @@ fn timeouts_and_retries() {
         );
     }
     assert!(retries(json!({"attempts": 1, "retryOn": "5xx,503,connect-failure"})).is_empty());
+    for good in [
+        "5xx",
+        "gateway-error",
+        "reset",
+        "reset-before-request",
+        "connect-failure",
+        "retriable-4xx",
+        "refused-stream",
+        "retriable-status-codes",
+        "retriable-headers",
+        "envoy-ratelimited",
+        "http3-post-connect-failure",
+        "cancelled",
+        "deadline-exceeded",
+        "internal",
+        "resource-exhausted",
+        "unavailable",
+        "429",
+        "511",
+    ] {
+        assert!(retries(json!({"attempts": 1, "retryOn": good})).is_empty(), "{good}");
+    }
     assert_eq!(
         retries(json!({"attempts": 1, "perTryTimeout": "0s"})),
         ["retries.perTryTimeout"]
@@ -342,9 +428,14 @@ fn faults_and_mirrors() {
         fault(json!({"delay": {"exponentialDelay": "1s"}})),
         ["fault.delay.exponentialDelay"]
     );
-    assert_eq!(fault(json!({"abort": {"httpStatus": 199}})), ["fault.abort.httpStatus"]);
+    assert!(fault(json!({"delay": {"fixedDelay": "1ms"}})).is_empty());
+    for (status, is_fit) in [(199, false), (200, true), (599, true), (600, false)] {
+        let wrong: &[&str] = if is_fit { &[] } else { &["fault.abort.httpStatus"] };
+        assert_eq!(fault(json!({"abort": {"httpStatus": status}})), wrong, "{status}");
+    }
+    assert!(fault(json!({"abort": {"grpcStatus": "UNAVAILABLE"}})).is_empty());
     assert_eq!(
-        fault(json!({"abort": {"grpcStatus": "nope"}})),
+        fault(json!({"abort": {"grpcStatus": "unavailable"}})),
         ["fault.abort.grpcStatus"]
     );
     assert_eq!(fault(json!({"abort": {"http2Error": "x"}})), ["fault.abort.http2Error"]);
@@ -381,10 +472,25 @@ fn faults_and_mirrors() {
 fn cors() {
     let cors = |value: Value| http(json!({"corsPolicy": value}));
     assert_eq!(cors(json!({"allowOrigins": [{}]})), ["corsPolicy.allowOrigins[0]"]);
-    assert_eq!(cors(json!({"allowMethods": ["get"]})), ["corsPolicy.allowMethods[0]"]);
-    assert_eq!(cors(json!({"maxAge": "500ms"})), ["corsPolicy.maxAge"]);
-    assert_eq!(cors(json!({"maxAge": "1.5s"})), ["corsPolicy.maxAge"]);
-    assert!(cors(json!({"maxAge": "24h", "allowMethods": ["*"]})).is_empty());
+    assert!(cors(json!({"allowOrigins": [{"exact": "*"}]})).is_empty());
+    for bad in ["get", "FETCH", ""] {
+        assert_eq!(
+            cors(json!({"allowMethods": [bad]})),
+            ["corsPolicy.allowMethods[0]"],
+            "{bad}"
+        );
+    }
+    for method in [
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*",
+    ] {
+        assert!(cors(json!({"allowMethods": [method]})).is_empty(), "{method}");
+    }
+    for bad in ["0s", "500ms", "1.5s"] {
+        assert_eq!(cors(json!({"maxAge": bad})), ["corsPolicy.maxAge"], "{bad}");
+    }
+    for good in ["1s", "24h"] {
+        assert!(cors(json!({"maxAge": good})).is_empty(), "{good}");
+    }
 }
 
 // spec: VS-164, VS-169, VS-175
@@ -406,6 +512,16 @@ fn tls_and_tcp() {
         ["spec.tls[0].match[0].sniHosts[0]"]
     );
     assert!(paths(json!({"hosts": ["*.com"], "tls": other})).is_empty());
+    let short = json!([{"match": [{"sniHosts": ["b"]}], "route": destination}]);
+    assert_eq!(
+        paths(json!({"hosts": ["*.com"], "tls": short})),
+        ["spec.tls[0].match[0].sniHosts[0]"]
+    );
+    let nowhere = json!([{"match": [{"sniHosts": ["a.com"]}]}]);
+    assert_eq!(
+        paths(json!({"hosts": ["a.com"], "tls": nowhere})),
+        ["spec.tls[0].route"]
+    );
     assert_eq!(paths(json!({"hosts": ["a"], "tcp": [{}]})), ["spec.tcp[0].route"]);
     let subnet = json!([{"match": [{"destinationSubnets": ["10.0.0.0/33"]}], "route": destination}]);
     assert_eq!(

@@ -617,7 +617,7 @@ fn what_is_not_supported_is_said_and_the_rest_is_served() {
     }
 }
 
-// spec: GW-078, GW-008, LIFE-034
+// spec: GW-078, GW-008, LIFE-034, DR-085
 #[test]
 fn what_a_gateway_does_not_know_of_a_port_is_http_1() {
     let documents = gateway("app/gw", 1, &[&server("HTTP", 80, "'*'")]);

@@ -3,7 +3,7 @@ use weft_bundle::wire::{Distribute, Failover, Host, Locality, SharedLabel, ZoneA
 
 use super::*;
 use crate::render::ObjectReport;
-use crate::render::stage::{bundle, mesh, render, rule};
+use crate::render::stage::{bundle, mesh, render, rule, service};
 
 fn echo(documents: &str, client: &str) -> Host {
     let bundle = bundle(&render(documents), client);
@@ -78,6 +78,13 @@ fn within_a_level_the_most_specific_host_wins_and_a_wildcard_hides_other_levels(
         used(&(narrow.clone() + &exact), "app/client"),
         LoadBalancer::Passthrough
     );
+    // Also where both have the same length.
+    let short = service("app/s", "10.0.0.2", "{name: http, port: 80}")
+        + &narrow
+        + &rule("app", "z", 1, &format!("{{host: s, {RANDOM}}}"));
+    let of_short = bundle(&render(&short), "app/client").hosts;
+    let of_short = of_short.iter().find(|host| host.name == "s").expect("known");
+    assert_eq!(of_short.ports[0].policy.load_balancer, LoadBalancer::Random);
     let own = rule("other", "w", 1, &format!("{{host: '*.local', {RANDOM}}}"));
     let host = echo(&(exact + &own), "other/client");
     assert_eq!(host.ports[1].policy.load_balancer, LoadBalancer::Random);
@@ -114,7 +121,14 @@ fn visibility_decides_per_level() {
         used(&(plain.clone() + &default), "other/client"),
         LoadBalancer::LeastRequest
     );
-    assert_eq!(used(&(plain + &default), "app/client"), LoadBalancer::Random);
+    assert_eq!(used(&(plain.clone() + &default), "app/client"), LoadBalancer::Random);
+    for other in ["['*']", "[app]", "[third]"] {
+        let default = mesh(&format!("defaultDestinationRuleExportTo: {other}"));
+        for client in ["other/client", "app/client"] {
+            let found = used(&(plain.clone() + &default), client);
+            assert_eq!(found, LoadBalancer::Random, "{other} {client}");
+        }
+    }
 }
 
 // spec: DR-006
@@ -226,7 +240,7 @@ fn a_selector_limits_a_rule_to_some_clients() {
     assert_eq!(server(&format!("{{host: echo, {limits}}}")), Some(7));
 }
 
-// spec: DR-019, DR-021, DR-022, DR-023, DR-048, DR-126, DR-132
+// spec: DR-019, DR-021, DR-022, DR-023, DR-048, DR-084, DR-126, DR-132
 #[test]
 fn ports_and_subsets_override_block_by_block() {
     let spec = "
@@ -333,6 +347,48 @@ fn a_tunnel_is_that_of_the_service_or_the_subset() {
     let subset = |name: &str| &host.subsets.iter().find(|s| s.name == name).expect("subset").policies[&90];
     assert_eq!(of(subset("none")), None);
     assert_eq!(of(subset("own")), Some(("own.example".into(), 1, true)));
+}
+
+// spec: DR-072, DR-074, DR-079, DR-080, DR-082, DR-083, DR-084
+#[test]
+fn limits_are_what_is_stated_and_zero_is_none() {
+    let of = |pool: &str| {
+        let spec = format!("{{host: echo, trafficPolicy: {{connectionPool: {pool}}}}}");
+        let policy = policy(&rule("app", "d", 1, &spec), "app/client");
+        assert_eq!(policy.rule.as_deref(), Some("app/d"), "{pool}");
+        policy
+    };
+    let limits = |n: u32| {
+        let policy = of(&format!(
+            "{{tcp: {{maxConnections: {n}}}, http: {{http1MaxPendingRequests: {n}, http2MaxRequests: {n}, maxRetries: {n}, \
+             maxRequestsPerConnection: {n}, maxConcurrentStreams: {n}}}}}"
+        ));
+        [
+            policy.max_connections,
+            policy.max_pending_requests,
+            policy.max_requests,
+            policy.max_retries,
+            policy.max_requests_per_connection,
+            policy.max_concurrent_streams,
+        ]
+    };
+    assert_eq!(limits(7), [Some(7); 6]);
+    assert_eq!(limits(0), [None; 6]);
+    // Idle time of HTTP: its own, else that of TCP, else an hour.
+    for (pool, http, tcp) in [
+        ("{http: {maxRetries: 1}}", 3_600_000, 3_600_000),
+        ("{tcp: {idleTimeout: 5s}}", 5000, 5000),
+        ("{http: {idleTimeout: 6s}}", 6000, 3_600_000),
+        ("{tcp: {idleTimeout: 5s}, http: {idleTimeout: 6s}}", 6000, 5000),
+        ("{tcp: {idleTimeout: 0s}}", 0, 0),
+    ] {
+        let policy = of(pool);
+        assert_eq!(
+            (policy.http_idle_timeout_ms, policy.tcp_idle_timeout_ms),
+            (http, tcp),
+            "{pool}"
+        );
+    }
 }
 
 // spec: DR-024, DR-025, DR-075, SM-115, SM-118, SM-119
@@ -611,7 +667,8 @@ fn load_balancers_are_resolved() {
         ("ROUND_ROBIN", LoadBalancer::RoundRobin),
         ("PASSTHROUGH", LoadBalancer::Passthrough),
     ] {
-        assert_eq!(of(&format!("{{simple: {simple}}}")).load_balancer, wanted);
+        let policy = of(&format!("{{simple: {simple}}}"));
+        assert_eq!((policy.load_balancer, policy.rule.as_deref()), (wanted, Some("app/d")));
     }
     let hash = |hash: &str| match of(&format!("{{consistentHash: {hash}}}")).load_balancer {
         LoadBalancer::ConsistentHash(hash) => hash,
@@ -660,7 +717,7 @@ fn load_balancers_are_resolved() {
     );
 }
 
-// spec: DR-090, DR-094, DR-096, DR-097, DR-099, DR-101
+// spec: DR-090, DR-091, DR-092, DR-094, DR-095, DR-096, DR-097, DR-099, DR-100, DR-101
 #[test]
 fn outlier_detection_is_resolved() {
     let of = |settings: &str| {
@@ -675,7 +732,32 @@ fn outlier_detection_is_resolved() {
         )
         .outlier
     };
-    assert_eq!(of("{}"), Some(Outlier::default()));
+    let defaults = Outlier {
+        consecutive_5xx: 5,
+        consecutive_gateway_errors: 0,
+        consecutive_local_origin_failures: None,
+        interval_ms: 10_000,
+        base_ejection_time_ms: 30_000,
+        max_ejection_percent: 10,
+        min_health_percent: 0,
+        error_codes: Vec::new(),
+    };
+    assert_eq!(of("{}"), Some(defaults));
+    let stated = of(
+        "{consecutive5xxErrors: 0, consecutiveGatewayErrors: 3, interval: 1s, baseEjectionTime: 2s, \
+         maxEjectionPercent: 40, minHealthPercent: 60, outlierDetectionHttpErrorCodes: [429, 500]}",
+    );
+    let wanted = Outlier {
+        consecutive_5xx: 0,
+        consecutive_gateway_errors: 3,
+        consecutive_local_origin_failures: None,
+        interval_ms: 1000,
+        base_ejection_time_ms: 2000,
+        max_ejection_percent: 40,
+        min_health_percent: 60,
+        error_codes: vec![429, 500],
+    };
+    assert_eq!(stated, Some(wanted));
     assert_eq!(
         of("{consecutiveErrors: 1}"),
         Some(Outlier::default()),

@@ -1,4 +1,4 @@
-use weft_bundle::wire::{Action, Bundle, HeaderOps, Match, StringMatch};
+use weft_bundle::wire::{Action, Bundle, HeaderOps, Match, RedirectPath, RedirectPort, StringMatch};
 
 use super::*;
 use crate::render::stage::{bundle, mesh, render, rule, service, virtual_service};
@@ -156,6 +156,138 @@ fn alternatives_before_one_that_asks_for_nothing_keep_what_they_say_of_the_rewri
     assert_eq!(one(&fields).matches, []);
 }
 
+// spec: VS-035, VS-036, VS-037, VS-038
+#[test]
+fn names_of_headers_have_no_case_and_absence_has_two_spellings() {
+    let conditions = |text: &str| {
+        let rule = one(&format!("match: [{{{text}}}], {TO_ECHO}"));
+        let of = |h: &weft_bundle::wire::HeaderMatch| (h.name.clone(), h.value.clone(), h.invert);
+        rule.matches[0].headers.iter().map(of).collect::<Vec<_>>()
+    };
+    let named = |name: &str, value: Option<StringMatch>, invert| vec![(name.to_owned(), value, invert)];
+    let a = || Some(StringMatch::Exact("A".into()));
+    assert_eq!(conditions("headers: {X-User: {exact: A}}"), named("x-user", a(), false));
+    assert_eq!(conditions("headers: {X-User: {}}"), named("x-user", None, false));
+    for host in ["Host", "host", "':authority'"] {
+        let found = conditions(&format!("headers: {{{host}: {{exact: A}}}}"));
+        assert_eq!(found, named(":authority", a(), false), "{host}");
+    }
+    for plain in ["method", "uri", "scheme", "authority", ":path", ":method"] {
+        let found = conditions(&format!("headers: {{'{plain}': {{exact: A}}}}"));
+        assert_eq!(found, named(plain, a(), false), "{plain}");
+    }
+    assert_eq!(
+        conditions("withoutHeaders: {X-User: {exact: A}}"),
+        named("x-user", a(), true)
+    );
+    for absent in ["{}", "{regex: '*'}"] {
+        let found = conditions(&format!("withoutHeaders: {{X-User: {absent}}}"));
+        assert_eq!(found, named("x-user", None, true), "{absent}");
+    }
+}
+
+// spec: VS-078, VS-079, VS-080, VS-082, VS-083
+#[test]
+fn a_redirect_says_what_it_changes_and_is_permanent_unless_it_says_otherwise() {
+    let redirect = |fields: &str| match one(&format!("redirect: {{{fields}}}")).action {
+        Action::Redirect(redirect) => redirect,
+        other => panic!("{other:?}"),
+    };
+    let plain = redirect("uri: /x");
+    assert_eq!((plain.code, plain.path), (301, Some(RedirectPath::Full("/x".into()))));
+    assert_eq!((plain.scheme, plain.authority, plain.port), (None, None, None));
+    for code in [301, 302, 303, 307, 308] {
+        assert_eq!(redirect(&format!("uri: /x, redirectCode: {code}")).code, code);
+    }
+    assert_eq!(
+        redirect("prefixRewrite: /y").path,
+        Some(RedirectPath::Prefix("/y".into()))
+    );
+    let more = redirect("scheme: https, authority: a.example");
+    assert_eq!(
+        (more.scheme.as_deref(), more.authority.as_deref(), more.path),
+        (Some("https"), Some("a.example"), None)
+    );
+    for (text, port) in [
+        ("port: 8080", RedirectPort::Number(8080)),
+        ("derivePort: FROM_REQUEST_PORT", RedirectPort::FromRequest),
+        ("derivePort: FROM_PROTOCOL_DEFAULT", RedirectPort::FromProtocol),
+    ] {
+        assert_eq!(redirect(text).port, Some(port), "{text}");
+    }
+}
+
+// spec: VS-144, VS-146, VS-149, VS-150, VS-151
+#[test]
+fn a_cors_policy_is_rendered_with_the_defaults_of_what_it_leaves_out() {
+    let cors = |text: &str| {
+        let rule = one(&format!("corsPolicy: {{{text}}}, {TO_ECHO}"));
+        rule.cors.expect("a policy")
+    };
+    let exact = |text: &str| StringMatch::Exact(text.into());
+    let origins = |text: &str| cors(text).allow_origins;
+    assert_eq!(
+        origins("allowOrigin: ['*', https://a]"),
+        [exact("*"), exact("https://a")]
+    );
+    // The old list counts only where the new one is empty.
+    assert_eq!(
+        origins("allowOrigin: ['*'], allowOrigins: [{prefix: https://b}]"),
+        [StringMatch::Prefix("https://b".into())]
+    );
+    let all = cors("allowMethods: [GET, '*'], maxAge: 2m, allowCredentials: true, unmatchedPreflights: IGNORE");
+    assert_eq!(all.allow_methods, ["GET", "*"]);
+    assert_eq!(
+        (
+            all.max_age_seconds,
+            all.allow_credentials,
+            all.ignore_unmatched_preflights
+        ),
+        (Some(120), true, true)
+    );
+    for other in ["", "unmatchedPreflights: UNSPECIFIED", "unmatchedPreflights: FORWARD"] {
+        let policy = cors(&format!(
+            "{other}{}allowCredentials: false",
+            if other.is_empty() { "" } else { ", " }
+        ));
+        assert_eq!(
+            (
+                policy.max_age_seconds,
+                policy.allow_credentials,
+                policy.ignore_unmatched_preflights
+            ),
+            (None, false, false),
+            "{other}"
+        );
+    }
+}
+
+// spec: VS-136, VS-137, VS-138
+#[test]
+fn copies_are_of_all_requests_unless_a_share_is_given() {
+    let shares = |text: &str| -> Vec<u32> {
+        let rule = one(&format!("{text}, {TO_ECHO}"));
+        rule.mirrors.iter().map(|mirror| mirror.share_ppm).collect()
+    };
+    let old = |text: &str| shares(&format!("mirror: {{host: echo}}{text}"));
+    assert_eq!(old(""), [1_000_000]);
+    assert_eq!(old(", mirrorPercentage: {value: 0.5}"), [5000]);
+    assert_eq!(old(", mirrorPercent: 30"), [300_000]);
+    assert_eq!(old(", mirror_percent: 30"), [300_000]);
+    assert_eq!(old(", mirrorPercent: 30, mirrorPercentage: {value: 20}"), [200_000]);
+    // 0 is none.
+    for none in [
+        "mirrorPercentage: {value: 0}",
+        "mirrorPercent: 0",
+        "mirrorPercent: 30, mirrorPercentage: {value: 0}",
+    ] {
+        assert_eq!(old(&format!(", {none}")), [0; 0], "{none}");
+    }
+    let list = "mirrors: [{destination: {host: echo}}, {destination: {host: echo}, percentage: {value: 10}}, {destination: \
+                {host: echo}, percentage: {value: 0}}]";
+    assert_eq!(shares(list), [1_000_000, 100_000]);
+}
+
 // spec: VS-050
 #[test]
 fn a_port_that_is_not_named_is_the_only_one_else_that_of_arrival() {
@@ -294,7 +426,7 @@ fn leaving_the_locality_is_asked_for() {
     assert!(!leaves(", retryRemoteLocalities: false") && !leaves(""));
 }
 
-// spec: VS-128, VS-129
+// spec: VS-126, VS-128, VS-129, VS-130, VS-134
 #[test]
 fn shares_of_faults_that_are_left_out_are_none() {
     let delay = |text: &str| one(&format!("fault: {{delay: {{fixedDelay: 2s{text}}}}}, {TO_ECHO}")).fault;
@@ -316,13 +448,42 @@ fn shares_of_faults_that_are_left_out_are_none() {
         None,
         "an empty percentage is 0, and it is there"
     );
-    let abort = one(&format!(
-        "fault: {{abort: {{httpStatus: 503, percentage: {{value: 100}}}}}}, {TO_ECHO}"
-    ));
+    let abort = |text: &str| {
+        let text = format!("fault: {{abort: {{{text}percentage: {{value: 100}}}}}}, {TO_ECHO}");
+        let abort = one(&text).fault.and_then(|fault| fault.abort);
+        abort.map(|abort| (abort.status, abort.grpc_status, abort.share_ppm))
+    };
+    assert_eq!(abort("httpStatus: 503, "), Some((Some(503), None, 1_000_000)));
+    for (name, number) in [
+        ("OK", 0),
+        ("CANCELLED", 1),
+        ("NOT_FOUND", 5),
+        ("UNAVAILABLE", 14),
+        ("UNAUTHENTICATED", 16),
+    ] {
+        let found = abort(&format!("grpcStatus: {name}, "));
+        assert_eq!(found, Some((None, Some(number), 1_000_000)), "{name}");
+    }
+    // Without what is to be done nothing is.
+    assert_eq!(abort(""), None);
     assert_eq!(
-        abort.fault.and_then(|fault| fault.abort).map(|abort| abort.share_ppm),
-        Some(1_000_000)
+        one(&format!("fault: {{delay: {{percentage: {{value: 100}}}}}}, {TO_ECHO}")).fault,
+        None
     );
+}
+
+// spec: VS-087, VS-088
+#[test]
+fn a_direct_response_has_the_bytes_of_its_body() {
+    let direct = |text: &str| match one(&format!("directResponse: {{{text}}}")).action {
+        Action::DirectResponse(direct) => (direct.status, direct.body),
+        other => panic!("{other:?}"),
+    };
+    let hello = Some("aGVsbG8=".to_owned());
+    assert_eq!(direct("status: 418, body: {string: hello}"), (418, hello.clone()));
+    assert_eq!(direct("status: 200, body: {bytes: aGVsbG8=}"), (200, hello));
+    assert_eq!(direct("status: 599"), (599, None));
+    assert_eq!(direct("status: 200, body: {string: ''}"), (200, None));
 }
 
 // spec: VS-058

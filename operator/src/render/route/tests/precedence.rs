@@ -109,6 +109,9 @@ fn the_most_specific_host_wins_whatever_its_age() {
     assert_eq!(of(ECHO), ["exact"]);
     assert_eq!(of("s.app.svc.cluster.local"), ["namespace"]);
     assert_eq!(of("o.other.svc.cluster.local"), ["all"]);
+    // Also where both have the same length.
+    let short = documents.clone() + &named("app", "short", 1, "hosts: [s]");
+    assert_eq!(names(&short, "app/client", "s.app.svc.cluster.local", 80), ["short"]);
     // One that is not for the port leaves it to the next.
     let elsewhere = documents.replace("http: [{name: exact,", "http: [{name: exact, match: [{port: 81}],");
     assert_eq!(names(&elsewhere, "app/client", ECHO, 80), ["namespace"]);
