@@ -89,7 +89,8 @@ impl Agents {
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(body.as_bytes()).await?;
             let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
+            // What forwards the connection may tell of its end a second later.
+            while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
             anyhow::Ok(answer)
         };
         let answer = timeout(limit, exchange).await;
@@ -109,6 +110,21 @@ impl Agents {
     }
 }
 
+/// Whether an answer is there to the end that its Content-Length says.
+fn is_whole(answer: &[u8]) -> bool {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(head)) = response.parse(answer) else {
+        return false;
+    };
+    let length = response
+        .headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|h| std::str::from_utf8(h.value).ok()?.parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() - head >= length)
+}
+
 /// The body that so many letters y are.
 pub(crate) fn filled(size: usize) -> String {
     "y".repeat(size)
@@ -123,3 +139,19 @@ pub(crate) fn bytes(text: &str) -> Value {
 
 /// Port of the agents.
 pub(crate) const PORT: u16 = 15999;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_whole_with_their_last_byte() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]";
+        assert!(is_whole(whole));
+        for length in 0..whole.len() {
+            assert!(!is_whole(&whole[..length]), "{length}");
+        }
+        // Without a length the end of the connection is the answer's.
+        assert!(!is_whole(b"HTTP/1.1 200 OK\r\n\r\n[]"));
+    }
+}
