@@ -181,7 +181,7 @@ fn a_retry_policy_counts_tries_and_repeats_the_body() {
     assert_eq!(app.count(), 3);
 }
 
-// spec: VS-099, VS-100, VS-102, VS-107, SM-050
+// spec: VS-099, VS-100, VS-102, VS-107, SM-050, BYD-014
 #[test]
 fn what_the_default_policy_does_not_name_is_not_retried() {
     for (failure, rule, calls, status) in [
