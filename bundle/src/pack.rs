@@ -378,7 +378,7 @@ fn json<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, PackErro
 }
 
 /// One zstd frame with content size and checksum (DLV-022).
-fn compress(what: &'static str, bytes: &[u8]) -> Result<Vec<u8>, PackError> {
+pub(crate) fn compress(what: &'static str, bytes: &[u8]) -> Result<Vec<u8>, PackError> {
     let frame = || {
         let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
         compressor.include_checksum(true)?;

@@ -483,3 +483,21 @@ pub fn age(metadata: &ObjectMeta) -> (Option<String>, String, String) {
         metadata.namespace.clone().unwrap_or_default(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: SM-129
+    #[test]
+    fn the_oldest_is_the_first_made_then_the_first_by_name_then_by_namespace() {
+        let of = |time: &str, namespace: &str, name: &str| {
+            let object = serde_json::json!({"creationTimestamp": time, "namespace": namespace, "name": name});
+            age(&serde_json::from_value(object).expect("metadata"))
+        };
+        let (early, late) = ("2026-01-01T09:00:00Z", "2026-01-01T10:00:00Z");
+        assert!(of(early, "z", "z") < of(late, "a", "a"));
+        assert!(of(early, "z", "a") < of(early, "a", "z"));
+        assert!(of(early, "a", "a") < of(early, "b", "a"));
+    }
+}

@@ -401,10 +401,50 @@ mod tests {
     // spec: LIFE-084
     #[test]
     fn workers_follow_concurrency_else_the_limit_else_two_at_most() {
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
         assert_eq!(run(&["--concurrency", "3"]).workers(), 3);
-        assert!(run(&["--concurrency", "0"]).workers() >= 1);
-        assert_eq!(run(&["--cpu-limit", "5", "--cpu-limit-set", "true"]).workers(), 5);
-        assert!(run(&["--cpu-limit", "64"]).workers() <= 2);
+        assert_eq!(run(&["--concurrency", "0"]).workers(), available);
+        let limited = ["--cpu-limit", "5", "--cpu-limit-set", "true"];
+        assert_eq!(run(&limited).workers(), 5);
+        assert_eq!(run(&[&limited[..], &["--concurrency", "3"]].concat()).workers(), 3);
+        assert_eq!(run(&["--cpu-limit", "64"]).workers(), available.min(2));
+        assert_eq!(run(&[]).workers(), available.min(2));
+    }
+
+    // spec: LIFE-006, LIFE-025, LIFE-026, LIFE-097, NET-001, NET-002, NET-003, NET-005, NET-006, NET-007, NET-008, NET-011
+    #[test]
+    fn what_nobody_sets_is_where_the_pod_has_it() {
+        let run = run(&[]);
+        let places = [
+            &run.config_dir,
+            &run.identity_dir,
+            &run.credentials_dir,
+            &run.state_dir,
+            &run.podinfo_dir,
+        ];
+        let expected = [
+            "/etc/weft/config",
+            "/var/run/secrets/weft.dev/tls",
+            "/var/run/secrets/weft.dev/credentials",
+            "/var/lib/weft",
+            "/etc/weft/pod",
+        ];
+        assert_eq!(places.map(|path| path.to_str().expect("text")), expected);
+        let ports = [
+            run.admin_port,
+            run.outbound_port,
+            run.inbound_port,
+            run.status_port,
+            run.health_port,
+            run.dns_port,
+            run.metrics_port,
+        ];
+        assert_eq!(ports, [15000, 15001, 15006, 15020, 15021, 15053, 15090]);
+        assert_eq!((run.form, run.bind, run.admin_bind), (Form::Sidecar, None, None));
+        assert!(run.is_redirected() && !run.is_transparent() && !run.native_sidecar);
+        assert_eq!((run.grace_seconds, run.termination_drain_seconds), (30, None));
+        assert!(!run.exit_on_zero_connections);
+        assert_eq!(run.minimum_drain, std::time::Duration::from_secs(5));
     }
 
     // spec: NET-090, LOC-060

@@ -731,3 +731,6 @@ impl Clusters {
         self.by_name.values()
     }
 }
+
+#[cfg(test)]
+mod tests;

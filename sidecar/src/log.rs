@@ -366,12 +366,26 @@ mod tests {
     #[test]
     fn levels_are_set_for_all_or_by_scope_and_others_are_named() {
         let levels = Levels::parse("").expect("defaults");
-        assert_eq!((levels.0["config"], levels.0["http"]), ("info", "warning"));
+        for (scope, level) in &levels.0 {
+            let of_life = matches!(*scope, "main" | "config" | "identity" | "admin" | "drain");
+            assert_eq!(*level, if of_life { "info" } else { "warning" }, "{scope}");
+        }
         let levels = Levels::parse("debug").expect("a level");
         assert!(levels.0.values().all(|level| *level == "debug"));
         let levels = Levels::parse("error,rbac:trace").expect("both");
         assert_eq!((levels.0["rbac"], levels.0["jwt"]), ("trace", "error"));
-        assert_eq!(levels.0.len(), 18);
+        let scopes = [
+            "main", "config", "identity", "inbound", "outbound", "http", "http2", "tcp", "tls", "dns", "rbac", "jwt",
+            "upstream", "pool", "health", "outlier", "admin", "drain",
+        ];
+        assert_eq!(
+            levels.0.keys().copied().collect::<std::collections::BTreeSet<_>>(),
+            scopes.into()
+        );
+        for level in ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"] {
+            Levels::parse(level).unwrap_or_else(|problem| panic!("{problem}"));
+        }
+        assert_eq!((directive("warn"), directive("critical")), ("warn", "error"));
         assert!(Levels::parse("loud").expect_err("no level").contains("critical"));
         assert!(Levels::parse("rest:debug").expect_err("no scope").contains("outlier"));
     }

@@ -516,3 +516,16 @@ async fn unknown(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: SM-029
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_of_zero_is_none() {
+        let in_a_day = || tokio::time::sleep(Duration::from_secs(86_400));
+        assert!(within(Duration::ZERO, in_a_day()).await.is_some());
+        assert!(within(Duration::from_secs(5), in_a_day()).await.is_none());
+    }
+}

@@ -193,7 +193,6 @@ mod tests {
         assert_eq!(Pressure::of(487 * mib, 512 * mib), Pressure::Critical);
     }
 
-    // spec: LIFE-086
     #[test]
     fn executable_mappings_of_files_are_told_from_others() {
         for (line, expected) in [
@@ -212,6 +211,7 @@ mod tests {
         }
     }
 
+    // spec: LIFE-086
     #[test]
     fn a_cgroup_that_changes_is_followed() {
         assert_eq!(effective(512, 0, 0), Some(512));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,8 @@ pub struct Probes {
     from_proxy: bool,
     mark: Option<u32>,
     scrape: Option<Scrape>,
+    /// Scrapes that gave nothing.
+    scrape_errors: AtomicU64,
 }
 
 /// One original handler (INJ-132).
@@ -94,6 +97,7 @@ impl Probes {
             from_proxy,
             mark,
             scrape,
+            scrape_errors: AtomicU64::new(0),
         }
     }
 
@@ -128,8 +132,8 @@ impl Probes {
         }
     }
 
-    /// The application's metrics; empty where it has none. A scrape that fails is told in a comment and a counter of
-    /// its own, and fails nothing (PROM-008).
+    /// The application's metrics; empty where it has none. A scrape that fails is counted, and fails nothing (PROM-008,
+    /// LIFE-080).
     pub async fn scrape(&self, limit: Duration) -> String {
         // One annotation of the pod is enough, whichever it is (PROM-005); `false` keeps the pod out of merging.
         let Some(scrape) = self.scrape.as_ref().filter(|s| s.scrape != "false") else {
@@ -147,10 +151,23 @@ impl Probes {
             scheme: String::new(),
             http_headers: Vec::new(),
         };
-        let answer = tokio::time::timeout(limit, self.fetch(&get, &HeaderMap::new(), MAX_SCRAPE, false)).await;
-        match answer {
-            Ok(Ok((200, body))) => String::from_utf8_lossy(&body).into_owned(),
-            _ => "# TYPE weft_scrape_errors_total counter\nweft_scrape_errors_total{target=\"app\"} 1\n".to_owned(),
+        let none = HeaderMap::new();
+        let fetched = self.fetch(&get, &none, MAX_SCRAPE + 1, false);
+        let metrics = match tokio::time::timeout(limit, fetched).await {
+            // What is too long is left out as a whole: its end would be cut within a line.
+            Ok(Ok((200, body))) if body.len() <= MAX_SCRAPE => String::from_utf8_lossy(&body).into_owned(),
+            _ => {
+                self.scrape_errors.fetch_add(1, Ordering::Relaxed);
+                String::new()
+            }
+        };
+        match self.scrape_errors.load(Ordering::Relaxed) {
+            0 => metrics,
+            errors => format!(
+                "# TYPE weft_scrape_errors_total counter\nweft_scrape_errors_total{{target=\"app\"}} {errors}\n\
+                 # TYPE istio_agent_scrape_failures_total counter\n\
+                 istio_agent_scrape_failures_total{{type=\"application\"}} {errors}\n{metrics}"
+            ),
         }
     }
 

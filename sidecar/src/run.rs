@@ -79,7 +79,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         begin: Instant::now(),
         workers: std::sync::OnceLock::new(),
         log,
-        admin_requests: tokio::sync::Semaphore::new(crate::status::ADMIN_REQUESTS),
+        admin_requests: Arc::new(tokio::sync::Semaphore::new(crate::status::ADMIN_REQUESTS)),
     });
     let at = |port| SocketAddr::new(bind(arguments), port);
     status.serve(Port::Status, at(arguments.status_port)).await?;
@@ -176,6 +176,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
             }
         }
     };
+    let told = Instant::now();
     let was_draining = *shared.drain.borrow() != DrainPhase::Serving;
     status.drain();
     let end = wait_for_application(arguments, &shared, was_draining, stop == Stop::Quit);
@@ -194,7 +195,8 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        drop(tokio::time::timeout(worker::LINGER, served).await);
+        let most = linger(arguments, was_draining, told.elapsed());
+        drop(tokio::time::timeout(most, served).await);
     }
     telemetry.flush();
     if let Some(signal) = second {
@@ -335,6 +337,16 @@ async fn wait_for_application(arguments: &Run, shared: &Shared, was_draining: bo
     }
 }
 
+/// How long what was accepted may go on at the end. After a drain the application has left, and two seconds are all that
+/// there may be before SIGKILL (LIFE-023, LIFE-029); without one it comes at the end of the grace period (LIFE-026).
+fn linger(arguments: &Run, was_draining: bool, waited: Duration) -> Duration {
+    if was_draining {
+        return LAST_SECOND;
+    }
+    let left = Duration::from_secs(arguments.grace_seconds).saturating_sub(waited);
+    worker::LINGER.min(left.saturating_sub(LAST_SECOND / 2))
+}
+
 /// Where the application listens, by what the pod declares.
 fn application_ports(arguments: &Run) -> Vec<SocketAddr> {
     if !arguments.inbound.is_empty() {
@@ -441,6 +453,9 @@ fn bind(arguments: &Run) -> IpAddr {
 
 /// Exit code of a process that lost a listener (LIFE-037).
 const LOST_LISTENER: u8 = 3;
+
+/// What a process has left that is told to end after a drain.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 
 /// Pause before a port that somebody else holds is tried again.
 const PORT_PAUSE: Duration = Duration::from_secs(1);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -67,7 +68,7 @@ pub struct Status {
     /// Changes the log's levels.
     pub log: LogControl,
     /// Places for admin requests (LIFE-081).
-    pub admin_requests: Semaphore,
+    pub admin_requests: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Status {
@@ -181,22 +182,32 @@ impl Status {
                 return text(StatusCode::FORBIDDEN, "only from the pod itself\n");
             }
         }
-        let _place = if port == Port::Admin {
-            match self.admin_requests.try_acquire() {
+        let place = if port == Port::Admin {
+            match self.admin_requests.clone().try_acquire_owned() {
                 Ok(place) => Some(place),
                 Err(_) => return text(StatusCode::SERVICE_UNAVAILABLE, "too many admin requests at once\n"),
             }
         } else {
             None
         };
-        let query = request.uri().query().unwrap_or_default();
-        match (port, path.as_str()) {
+        let (head, _body) = request.into_parts();
+        let mut response = self.answer_path(port, &path, &head).await;
+        if let Some(place) = place {
+            response.body_mut().hold(place);
+        }
+        response
+    }
+
+    async fn answer_path(&self, port: Port, path: &str, request: &Parts) -> Response<Content> {
+        let asked = request.uri.query();
+        let query = asked.unwrap_or_default();
+        match (port, path) {
             (Port::Health, "/healthz/ready") => self.ready_with_workers().await,
             (Port::Status, "/healthz/ready") | (Port::Admin, "/ready") => self.ready(),
             (Port::Status, "/healthz/live") => self.live(),
             (Port::Status, "/config/status") => json_text(&self.config_status()),
             (Port::Status, "/stats/prometheus" | "/metrics") => {
-                let wait = request.headers().get("x-prometheus-scrape-timeout-seconds");
+                let wait = request.headers.get("x-prometheus-scrape-timeout-seconds");
                 let wait = wait
                     .and_then(|v| v.to_str().ok())
                     .and_then(|v| v.parse().ok())
@@ -209,7 +220,7 @@ impl Status {
             (Port::Status, path) if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 let current = self.shared.current.load_full();
                 let is_local = current.is_some_and(|s| s.config.inbound.destination == InboundDestination::Localhost);
-                let (status, body) = self.probes.check(path, request.headers(), is_local).await;
+                let (status, body) = self.probes.check(path, &request.headers, is_local).await;
                 Response::builder()
                     .status(status)
                     .body(Content::full(body))
@@ -248,7 +259,7 @@ impl Status {
             (Port::Admin, "/debug/pprof/profile" | "/debug/pprof/heap") => {
                 text(StatusCode::NOT_IMPLEMENTED, "profiles are not compiled in\n")
             }
-            (Port::Admin, "/logging") => self.logging(request.uri().query()),
+            (Port::Admin, "/logging") => self.logging(asked),
             (Port::Admin, "/" | "/help") => text(StatusCode::OK, HELP),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
@@ -455,6 +466,16 @@ mod tests {
         ] {
             assert!(is_local(good), "{good}");
         }
-        assert!(!is_local("evil.example") && !is_local("evil.example:15000"));
+        for bad in [
+            "evil.example",
+            "evil.example:15000",
+            "echo-10",
+            "localhost.evil.example",
+        ] {
+            assert!(!is_local(bad), "{bad}");
+        }
+        // Nobody's name is no name, and who says nothing is no browser.
+        assert!(!is_local_name(Some(&HeaderValue::from_static("")), ""));
+        assert!(is_local_name(None, ""));
     }
 }

@@ -7,7 +7,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use support::rules::{ECHO, dialling, endpoints, greeter, greeting, named};
-use support::{App, Authority, Client, LIMIT, Proxy, address, client_bundle, get, virtual_address, wait_for, workload};
+use support::{
+    App, Authority, Client, LIMIT, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, wait_for,
+    workload,
+};
 use weft_sidecar::locality::Here;
 use weft_sidecar::shared::{Role, Settings};
 
@@ -560,6 +563,29 @@ fn rules_of_a_headless_service_lead_elsewhere_by_balancing_and_to_itself_by_the_
     }
 }
 
+// spec: SM-081
+#[test]
+fn a_pod_that_is_dialled_gets_mesh_tls_whatever_the_labels_of_the_subset() {
+    let app = App::echo();
+    let pair = Pair::with("http", "STRICT", app.address, "");
+    let pod = pair.server.addresses[0];
+    let rest = format!(
+        "  subsets: [{{name: v9, labels: {{version: v9}}}}]\nroutes:\n- name: t\n  origin: {{kind: VirtualService, namespace: app, \
+         name: r}}\n  rules:\n  - destinations: [{{host: {ECHO}, port: {}, subset: v9}}]\n",
+        pod.port()
+    );
+    let bundle = client_bundle("http", &rest)
+        .replacen("addresses: [10.1.0.1]", "headless: true", 1)
+        .replacen("domains: [10.1.0.1, echo,", "domains: [echo,", 1)
+        .replacen("port: 80", &format!("port: {}", pod.port()), 1)
+        .replacen("protocol: http}", "protocol: http, http: t}", 1);
+    let identity = Some(pair.authority.identity("app/client"));
+    let proxy = Proxy::start(dialling(pod), &bundle, &echo_endpoints(&[(pod, true)]), identity);
+    assert_eq!(get(proxy.addresses[0], "/").status(), 200);
+    let peer = app.last().field("x-forwarded-client-cert");
+    assert!(peer.is_some_and(|peer| peer.contains("/sa/client")));
+}
+
 // spec: SM-079, SM-080, SM-132
 #[test]
 fn what_is_no_endpoint_of_a_headless_service_is_unknown_traffic() {
@@ -600,7 +626,7 @@ fn what_is_no_endpoint_of_a_headless_service_is_unknown_traffic() {
     assert_eq!(said(&start(&bundle(1), &listed, &[])), "");
 }
 
-// spec: SM-041, SM-042, SM-059
+// spec: SM-040, SM-041, SM-042, SM-059
 #[test]
 fn names_ignore_case_and_port_and_real_ones_are_never_hidden() {
     let (echo, other) = (named("echo"), named("other"));

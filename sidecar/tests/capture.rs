@@ -228,7 +228,7 @@ fn listed() -> String {
     without.collect::<Vec<_>>().join("\n")
 }
 
-// spec: NET-104, NET-111, NET-106, NET-109
+// spec: NET-104, NET-111, NET-106, NET-109, NET-122
 #[test]
 fn init_again_leaves_one_set_of_rules_and_cleanup_none() {
     in_pod(|_| {
@@ -511,6 +511,35 @@ fn the_self_test_tells_a_redirect_from_none() {
         assert!(code == Some(126) && said.contains("127.0.0.6:15002"), "{code:?} {said}");
         redirect(&[]);
         assert_eq!(validate().0, Some(0));
+        // Of one family is not enough.
+        for line in [
+            "add table ip6 stop",
+            "add chain ip6 stop output { type filter hook output priority -300; }",
+            "add rule ip6 stop output tcp dport 15002 reject",
+        ] {
+            run("nft", "nftables", &[line]);
+        }
+        let (code, said) = validate();
+        assert!(code == Some(126) && said.contains("[::6]:15002"), "{code:?} {said}");
+    });
+}
+
+// spec: NET-139
+#[test]
+fn the_self_test_waits_for_a_redirect_that_comes_late() {
+    use std::os::unix::process::CommandExt;
+    with_each_backend(|_, _| {
+        let (_open, program) = support::process::for_anybody();
+        let mut validate = Command::new(program)
+            .arg("validate")
+            .env_clear()
+            .uid(PROXY)
+            .gid(PROXY)
+            .spawn()
+            .expect("the binary of this crate");
+        support::pause(std::time::Duration::from_millis(1500));
+        redirect(&[]);
+        assert_eq!(validate.wait().expect("status").code(), Some(0));
     });
 }
 

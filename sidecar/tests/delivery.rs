@@ -189,6 +189,21 @@ fn a_lost_directory_is_watched_again_and_a_silent_change_is_seen_within_a_minute
         let revision = lost.volumes.configure(&limited(n + 10));
         proxy.wait_for_config(&revision);
     }
+    // Another one with a link of the same name comes in its place.
+    let directory = |pod: &Pod| pod.volumes.path("config");
+    let name = |pod: &Pod| std::fs::read_link(directory(pod).join("..data")).expect("a link");
+    let other = Pod::new(&app);
+    let newer = other.volumes.configure(&limited(20));
+    for n in 21..30 {
+        if name(&lost) == name(&other) {
+            break;
+        }
+        proxy.wait_for_config(&lost.volumes.configure(&limited(n)));
+    }
+    assert_eq!(name(&lost), name(&other));
+    std::fs::rename(directory(&lost), directory(&lost).with_extension("older")).expect("moved away");
+    std::fs::rename(directory(&other), directory(&lost)).expect("moved");
+    proxy.wait_for_config(&newer);
     assert_eq!(activated(&silent), 1, "no event has told of it");
     for _ in 0..8 {
         if silent.get(15020, "/config/status").text().contains(&revision) {
@@ -236,6 +251,174 @@ fn a_target_alone_activates_nothing_and_one_that_is_not_met_is_behind() {
     assert_eq!(behind(), "0");
     assert_eq!(activations(), before, "nothing was activated by any of them");
     assert!(proxy.is_ready());
+}
+
+// spec: DLV-048, DLV-023, LIFE-010
+#[test]
+fn shards_of_two_versions_are_held_until_they_agree() {
+    let app = App::echo();
+    let pod = Pod::empty();
+    pod.volumes.endpoints(&[app.address]);
+    let limits = Limits {
+        text: 0,
+        shard: 200,
+        config_shards: 8,
+        ..Limits::default()
+    };
+    let last = |files: &std::path::Path| {
+        let shard = |n: usize| std::fs::read(files.join("config/..data").join(pack::config_file(n))).ok();
+        (0..8).map_while(shard).enumerate().last().expect("shards")
+    };
+    let folder = || pod.volumes.path("config").parent().expect("the folder").to_owned();
+    pod.volumes.configure_within(&limited(1), &limits);
+    let (n, old) = last(&folder());
+    assert!(n > 0, "more than one");
+    pod.volumes.remove(&pack::config_file(n));
+    let proxy = pod.start(&[]);
+    wait_for("the reason", || {
+        proxy
+            .ask("GET", 15021, "/healthz/ready")
+            .is_some_and(|answer| answer.text().starts_with("held: a shard"))
+    });
+    pod.volumes.spoil(&pack::config_file(n), &old);
+    let proxy = proxy.ready();
+    // A newer one, of which the last part has not come.
+    let revision = pod.volumes.configure_within(&limited(2), &limits);
+    proxy.wait_for_config(&revision);
+    let (n, old) = last(&folder());
+    let mixed = pod.volumes.configure_within(&limited(3), &limits);
+    let (_, new) = last(&folder());
+    proxy.wait_for_config(&mixed);
+    pod.volumes.spoil(&pack::config_file(n), &old);
+    let status = || proxy.get(15020, "/config/status").text();
+    wait_for("the hold", || status().contains("\"state\": \"Held\""));
+    assert!(status().contains(&mixed), "what was there is in force: {}", status());
+    assert!(proxy.is_ready() && pod.call() == Some(200));
+    pod.volumes.spoil(&pack::config_file(n), &new);
+    wait_for("the rest", || status().contains("\"state\": \"Active\""));
+}
+
+// spec: DLV-101
+#[test]
+fn a_host_whose_endpoints_are_on_their_way_is_waited_for_but_not_for_ever() {
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    let proxy = pod.start(&[]).ready();
+    let state = |state: &str| {
+        let status = proxy.get(15020, "/config/status").text();
+        status.contains(&format!("\"state\": \"{state}\""))
+    };
+    let with = |name: &str| {
+        let host = format!(
+            "- host: {name}.app.svc.cluster.local\n  name: {name}\n  namespace: app\n  domains: [{name}]\n  addresses: \
+             [10.1.0.2]\n  ports: [{{port: 80, name: main, protocol: http}}]\n"
+        );
+        limited(2).trim_end().to_owned() + "\n" + &host
+    };
+    let call = |name: &str| {
+        let mut client = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+        client.send(&format!("GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n\r\n"));
+        let answer = client.receive().expect("an answer");
+        (answer.status(), answer.text())
+    };
+    let known = |name: &str| HostInput {
+        host: format!("{name}.app.svc.cluster.local"),
+        accounts: vec!["app/echo".into()],
+        endpoints: vec![endpoint(app.address)],
+    };
+    // Endpoints come in time: no request of the new host is without them.
+    let revision = pod.volumes.configure(&with("second"));
+    wait_for("the hold", || state("Held"));
+    assert_eq!(activated(&proxy), 1);
+    pod.volumes.endpoints_of(&[known("echo"), known("second")]);
+    proxy.wait_for_config(&revision);
+    assert_eq!(call("second").0, 200);
+    // They do not: after five seconds the rest of the configuration does not wait any more.
+    let begin = std::time::Instant::now();
+    let revision = pod.volumes.configure(&with("third"));
+    wait_for("the hold", || state("Held"));
+    assert_eq!(call("echo").0, 200);
+    proxy.wait_for_config(&revision);
+    let elapsed = begin.elapsed();
+    assert!(
+        elapsed > Duration::from_millis(4500) && elapsed < Duration::from_secs(9),
+        "{elapsed:?}"
+    );
+    assert!(state("Active"));
+    assert_eq!(call("third"), (503, "no healthy upstream".to_owned()));
+}
+
+// spec: DLV-045
+#[test]
+fn without_inotify_it_looks_every_two_seconds_and_says_so() {
+    use std::os::unix::process::CommandExt;
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    let text = pod.address.to_string();
+    // A user namespace may have a limit of its own.
+    let script = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "bash", "-c", script, "bash"])
+        .arg(support::process::program())
+        .arg("run")
+        .args(pod.volumes.flags())
+        .args([
+            "--bind",
+            &text,
+            "--admin-bind",
+            &text,
+            "--http-proxy",
+            &pod.front.to_string(),
+        ])
+        .process_group(0)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut proxy = command.spawn().expect("unshare");
+    let get = |port: u16, path: &str| {
+        support::process::ask(SocketAddr::new(pod.address, port), "GET", path, "").map(|answer| answer.text())
+    };
+    wait_for("readiness", || {
+        get(15020, "/healthz/ready").as_deref() == Some("LIVE\n")
+    });
+    let metrics = get(15020, "/stats/prometheus").expect("metrics");
+    assert!(metrics.contains("weft_config_watch_mode{mode=\"poll\"} 1"), "{metrics}");
+    let begin = std::time::Instant::now();
+    for n in 2..5 {
+        let revision = pod.volumes.configure(&limited(n));
+        wait_for("the configuration", || {
+            get(15020, "/config/status").is_some_and(|text| text.contains(&revision))
+        });
+    }
+    let _ = proxy.kill();
+    let _ = proxy.wait();
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+// spec: DLV-046
+#[test]
+fn in_a_plain_directory_every_change_counts() {
+    let app = App::echo();
+    let pod = Pod::empty();
+    // What a test or a person keeps: files, and no links.
+    let kept = Volumes::new(&Authority::new(), "app/client");
+    kept.endpoints(&[app.address]);
+    let put = |n: usize| {
+        let revision = kept.configure(&limited(n));
+        for entry in std::fs::read_dir(kept.path("config").join("..data")).expect("read") {
+            let path = entry.expect("entry").path();
+            let name = path.file_name().expect("a name");
+            std::fs::copy(&path, pod.volumes.path("config").join(name)).expect("copied");
+        }
+        revision
+    };
+    put(1);
+    let proxy = pod.start(&[]).ready();
+    assert_eq!(pod.call(), Some(200));
+    for n in 2..5 {
+        proxy.wait_for_config(&put(n));
+    }
+    assert_eq!(pod.call(), Some(200));
 }
 
 // spec: DLV-100, LIFE-040
@@ -362,8 +545,15 @@ fn endpoints_are_complete_at_start_and_keep_what_vanishes_or_disagrees() {
     assert_eq!(pod.call(), Some(200));
     // Three of another kind, one after the other: nothing is used until all agree.
     let three = packed(&other, 3);
-    for (n, shard) in three.iter().enumerate() {
-        assert_eq!(pod.call(), Some(200), "{n} of 3");
+    let endpoints = || {
+        let status: serde_json::Value = serde_json::from_str(&proxy.get(15020, "/config/status").text()).expect("JSON");
+        status["active"]["ep"].clone()
+    };
+    let before = endpoints();
+    assert!(before.is_string(), "{before}");
+    // The last comes first: then each place has a shard, but not all of them of one kind.
+    for (n, shard) in [&three[2], &three[0], &three[1]].into_iter().enumerate() {
+        assert_eq!((pod.call(), endpoints()), (Some(200), before.clone()), "{n} of 3");
         put(shard);
         let revision = pod.volumes.configure(&limited(3 + n));
         proxy.wait_for_config(&revision);

@@ -260,7 +260,7 @@ fn large_app() -> App {
     }))
 }
 
-// spec: LIFE-089, LIFE-081
+// spec: LIFE-089
 #[test]
 fn windows_that_never_open_hold_little() {
     let app = large_app();
@@ -298,6 +298,50 @@ fn windows_that_never_open_hold_little() {
             .contains(": 0")
     });
     victim.stands(48 << 10);
+}
+
+// spec: BYD-035
+#[test]
+fn label_sets_beyond_the_budget_are_counted_together() {
+    let app = App::answering(|seen| {
+        let status = seen.head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+        let status = status.parse().unwrap_or(200u16);
+        format!("HTTP/1.1 {status} So\r\nContent-Length: 0\r\n\r\n")
+    });
+    let victim = Victim::new(app.address);
+    let mut client = support::Client::over(TcpStream::connect(victim.front).expect("the proxy listens"));
+    let mut sent = 50;
+    for kind in ["text/plain", "application/grpc"] {
+        for status in 205..600 {
+            if status != 304 {
+                client.get(&format!("/{status}"), &format!("Content-Type: {kind}\r\n"));
+                sent += 1;
+            }
+        }
+    }
+    let counts = || -> Vec<(bool, u64)> {
+        let text = victim.proxy.get(15090, "/stats/prometheus").text();
+        let lines = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
+        let count = |line: &str| {
+            let number = line.rsplit(' ').next().and_then(|number| number.parse().ok());
+            (
+                line.contains("destination_service=\"other\""),
+                number.expect("a number"),
+            )
+        };
+        lines.map(count).collect()
+    };
+    wait_for("all requests", || {
+        counts().iter().map(|(_, count)| count).sum::<u64>() == sent
+    });
+    let own = counts().iter().filter(|(is_other, _)| !is_other).count();
+    assert_eq!(own, 500);
+    let others: u64 = counts()
+        .iter()
+        .filter(|(is_other, _)| *is_other)
+        .map(|(_, count)| count)
+        .sum();
+    assert!(others > 200, "{others}");
 }
 
 fn size2<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {

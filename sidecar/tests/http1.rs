@@ -100,8 +100,10 @@ fn names_order_and_phrases_stay_as_they_are() {
 fn bodies_keep_their_framing_and_100_is_sent_once() {
     let app = App::answering(|seen| {
         let body = String::from_utf8_lossy(&seen.body);
+        // Some say it a second time.
+        let again = seen.field("expect").map_or("", |_| "HTTP/1.1 100 Continue\r\n\r\n");
         format!(
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            "{again}HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
             body.len()
         )
     });
@@ -170,23 +172,110 @@ fn heads_have_limits() {
         client.send(request);
         client.receive().map(|answer| answer.status())
     };
-    assert_eq!(
-        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\n{}\r\n", fields(90))),
-        Some(200)
-    );
-    assert_eq!(
-        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\n{}\r\n", fields(100))),
-        Some(431)
-    );
-    let long = "a".repeat(61 * 1024);
-    assert_eq!(
-        status(&format!("GET / HTTP/1.1\r\nHost: echo\r\nx: {long}\r\n\r\n")),
-        Some(431)
-    );
-    assert_eq!(
-        status(&format!("GET /{} HTTP/1.1\r\nHost: echo\r\n\r\n", "a".repeat(70_000))),
-        None
-    );
+    for (count, expected) in [(99, 200), (100, 431)] {
+        let request = format!("GET / HTTP/1.1\r\nHost: echo\r\n{}\r\n", fields(count));
+        assert_eq!(status(&request), Some(expected), "{count} fields beside Host");
+    }
+    for (length, expected) in [(59 * 1024, 200), (61 * 1024, 431)] {
+        let long = "a".repeat(length);
+        let request = format!("GET / HTTP/1.1\r\nHost: echo\r\nx: {long}\r\n\r\n");
+        assert_eq!(status(&request), Some(expected), "{length}");
+    }
+    for (length, expected) in [(59 * 1024, Some(200)), (62 * 1024, Some(431)), (65 * 1024, None)] {
+        let request = format!("GET /{} HTTP/1.1\r\nHost: echo\r\n\r\n", "a".repeat(length));
+        assert_eq!(status(&request), expected, "{length}");
+    }
+    // What the first of two proxies adds counts at the second.
+    let pair = Pair::start("http", app.address);
+    for (count, expected) in [(90, 200), (96, 431)] {
+        let mut client = Client::connect(pair.front);
+        assert_eq!(client.get("/", &fields(count)).status(), expected, "{count}");
+    }
+}
+
+// spec: SM-137
+#[test]
+fn what_belongs_to_a_hop_stays_there() {
+    let app = App::answering(|_| {
+        "HTTP/1.1 207 Multi\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authenticate: \
+         Basic\r\nVia: 1.1 app\r\nContent-Length: 0\r\n\r\n"
+            .into()
+    });
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    let fields = "TE: gzip;q=0.5, trailers\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nVia: 1.0 \
+                  client\r\nConnection: x-one, X-Two\r\nX-One: 1\r\nx-two: 2\r\nX-Three: 3\r\n";
+    let answer = client.get("/", fields);
+    assert_eq!(answer.status(), 207);
+    for (name, expected) in [
+        ("proxy-authenticate", Some("Basic")),
+        ("via", Some("1.1 app")),
+        ("keep-alive", None),
+    ] {
+        assert_eq!(answer.field(name).as_deref(), expected, "{}", answer.head);
+    }
+    assert!(answer.field("proxy-connection").is_none(), "{}", answer.head);
+    let seen = app.last();
+    for (name, expected) in [
+        ("te", Some("trailers")),
+        ("via", Some("1.0 client")),
+        ("x-three", Some("3")),
+    ] {
+        assert_eq!(seen.field(name).as_deref(), expected, "{}", seen.head);
+    }
+    for name in ["keep-alive", "proxy-connection", "connection", "x-one", "x-two"] {
+        assert!(seen.field(name).is_none(), "{name}: {}", seen.head);
+    }
+    assert_eq!(client.get("/", "TE: gzip\r\n").status(), 207);
+    assert!(app.last().field("te").is_none(), "{}", app.last().head);
+}
+
+// spec: SM-140
+#[test]
+fn what_proxies_before_said_stays_as_it_is() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    let said = [
+        ("X-Forwarded-For", "192.0.2.1, 192.0.2.2"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "outside.example"),
+        ("Forwarded", "for=192.0.2.1"),
+        ("Via", "1.1 outside"),
+        ("X-Real-IP", "192.0.2.1"),
+    ];
+    let fields: String = said
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    for front in [pair.front, pair.server.addresses[0]] {
+        let mut client = Client::connect(front);
+        assert_eq!(client.get("/", &fields).status(), 200);
+        let head = app.last().head;
+        for (name, value) in said {
+            let lines: Vec<&str> = head
+                .lines()
+                .filter(|line| {
+                    line.to_ascii_lowercase()
+                        .starts_with(&format!("{}:", name.to_ascii_lowercase()))
+                })
+                .collect();
+            assert_eq!(lines, [format!("{name}: {value}")], "{head}");
+        }
+    }
+    // Where nobody said anything nothing is invented but the scheme.
+    assert_eq!(client.get("/", "").status(), 200);
+    let seen = app.last();
+    assert_eq!(seen.field("x-forwarded-proto").as_deref(), Some("http"));
+    for name in ["x-forwarded-for", "x-forwarded-host", "forwarded", "via", "x-real-ip"] {
+        assert!(seen.field(name).is_none(), "{name}: {}", seen.head);
+    }
+    assert_eq!(get(pair.server.addresses[0], "/").status(), 200);
+    assert_eq!(app.last().field("x-forwarded-proto").as_deref(), Some("http"));
+    // Carried as TCP, it came to the first proxy that knows it inside TLS.
+    pair.client.configure(&client_bundle("tcp", ""));
+    assert_eq!(get(pair.front, "/").status(), 200);
+    assert_eq!(app.last().field("x-forwarded-proto").as_deref(), Some("https"));
 }
 
 // spec: BYD-062, SM-031
@@ -230,6 +319,13 @@ fn connections_end_where_they_must_and_stay_where_they_can() {
         app.last().head
     );
     assert!(!app.last().head.to_ascii_lowercase().contains("http2-settings"));
+    // Whoever forgets to name the settings means the same.
+    let answer = client.get(
+        "/",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    );
+    assert_eq!(answer.status(), 200);
+    assert!(app.last().field("http2-settings").is_none() && app.last().field("upgrade").is_none());
     let answer = client.get("/", "Connection: close\r\n");
     assert_eq!(answer.field("connection").as_deref(), Some("close"));
     assert!(client.is_closed());
@@ -309,6 +405,18 @@ fn a_refused_connection_is_503_with_the_standard_body() {
          connection failure, transport failure reason: delayed connect error: Connection refused"
     );
     assert!(answer.field("x-weft-reason").is_some());
+    let counted = |proxy: &Proxy, flag: &str| {
+        support::wait_for(flag, || {
+            let text = proxy.shared.telemetry.prometheus();
+            text.contains(&format!("response_flags=\"{flag}")) && text.contains("response_code=\"503\"")
+        });
+    };
+    counted(&proxy, "UF");
+    // A server that ends the connection before it answers is another matter.
+    let closing = App::new(std::sync::Arc::new(|_, _| false));
+    let proxy = client_to(&closing, "");
+    assert_eq!(get(proxy.addresses[0], "/").status(), 503);
+    counted(&proxy, "UC");
 }
 
 // spec: BYD-011, DLV-113
@@ -410,7 +518,7 @@ fn the_last_bytes_of_a_body_reach_a_slow_reader_through_mutual_tls() {
     });
 }
 
-// spec: MET-014
+// spec: MET-014, SM-050
 #[test]
 fn a_client_that_leaves_a_quiet_response_ends_it_for_the_application_too() {
     let (told, ended) = std::sync::mpsc::channel();

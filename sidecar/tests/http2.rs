@@ -291,6 +291,80 @@ fn a_draining_server_says_so_on_every_connection() {
     assert!(outside.is_closed());
 }
 
+// spec: LIFE-021
+#[test]
+fn the_applications_own_calls_are_not_told_of_a_drain() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let mut client = Client::connect(pair.front);
+    pair.client.drain(DrainPhase::Draining);
+    for _ in 0..2 {
+        let answer = client.get("/", "");
+        assert_eq!((answer.status(), answer.field("connection")), (200, None));
+    }
+}
+
+// spec: LIFE-021, BYD-012
+#[test]
+fn a_draining_server_sends_goaway_and_ends_with_the_last_stream() {
+    let app = Holding::start();
+    let pair = Pair::start("http2", app.address);
+    let server = pair.server.addresses[0];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(server).await.expect("the proxy listens");
+        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        let mut ended = tokio::spawn(connection);
+        let request = |path: &str| Request::get(format!("http://echo{path}")).body(()).expect("request");
+        let mut client = client.ready().await.expect("open");
+        let (held, _) = client.send_request(request("/held"), true).expect("sent");
+        let mut client = client.ready().await.expect("open");
+        let (now, _) = client.send_request(request("/now"), true).expect("sent");
+        assert_eq!(now.await.expect("an answer").status(), 200);
+        pair.server.drain(DrainPhase::Draining);
+        let refused = async {
+            // Until then what is sent is served.
+            while let Ok(ready) = client.clone().ready().await {
+                client = ready;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(5);
+        tokio::time::timeout(limit, refused).await.expect("GOAWAY");
+        assert!(!ended.is_finished(), "a stream is open");
+        app.gate.send(true).expect("the application waits");
+        assert_eq!(held.await.expect("an answer").status(), 200);
+        let end = tokio::time::timeout(limit, &mut ended)
+            .await
+            .expect("the end of the connection");
+        end.expect("no panic").expect("in order");
+    });
+}
+
+// spec: SM-023
+#[test]
+fn each_side_speaks_what_its_port_declares_and_an_automatic_one_what_its_client_does() {
+    // A caller of HTTP/2 at the server of an application of HTTP/1.1.
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    assert_eq!(grpc::call(pair.server.addresses[0], &[], b"x").status, 200);
+    assert!(
+        app.last().head.starts_with("POST /a.B/C HTTP/1.1\r\n"),
+        "{}",
+        app.last().head
+    );
+    // Nothing is declared: both versions pass two proxies as they are.
+    let pair = Pair::start("auto", app.address);
+    assert_eq!(Client::connect(pair.front).get("/", "").status(), 200);
+    let (app, count) = grpc_app(Answer::Message("0"));
+    let pair = Pair::start("auto", app);
+    assert_eq!(call(pair.front).data, b"\0\0\0\0\x02hi");
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}
+
 // spec: DR-085, DR-086
 #[test]
 fn the_version_upstream_is_the_ports_the_rules_or_the_clients() {
@@ -370,6 +444,83 @@ fn names_and_phrases_survive_an_http2_hop() {
         "{seen}\n{}",
         answer.head
     );
+}
+
+// spec: SM-139
+#[test]
+fn crumbs_of_cookies_are_one_field_for_an_application_of_http1_and_others_stay_apart() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let fields = [
+        ("cookie", "a=1"),
+        ("x-two", "1"),
+        ("cookie", "b=2"),
+        ("x-two", ""),
+        ("cookie", "c=3"),
+    ];
+    assert_eq!(support::grpc::call(pair.front, &fields, b"hi").status, 200);
+    let head = app.last().head.to_ascii_lowercase();
+    let of = |name: &str| {
+        let lines = head
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        lines.map(str::trim).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of("cookie"), of("x-two")),
+        (vec!["a=1; b=2; c=3"], vec!["1", ""]),
+        "{head}"
+    );
+}
+
+// spec: LIFE-083
+#[test]
+fn requests_are_refused_from_95_percent_of_the_memory_limit_on_and_not_before() {
+    use weft_sidecar::overload::Pressure;
+    use weft_sidecar::shared::Settings;
+    let app = App::echo();
+    let start = |limit: u64| {
+        let listener = (
+            SocketAddr::new(address(), 0),
+            Role::Fixed {
+                destination: virtual_address(),
+            },
+        );
+        let settings = Settings {
+            memory_limit: Some(limit),
+            ..Settings::default()
+        };
+        let endpoints = echo_endpoints(&[(app.address, false)]);
+        let proxy = Proxy::with(vec![listener], &client_bundle("http", ""), &endpoints, None, settings);
+        proxy.shared.overload.look();
+        proxy
+    };
+    let statuses = |proxy: &Proxy| {
+        let http2 = support::grpc::call(proxy.addresses[0], &[], b"hi").status;
+        (Client::connect(proxy.addresses[0]).get("/", "").status(), http2)
+    };
+    let critical = start(1 << 20);
+    assert_eq!(critical.shared.overload.pressure(), Pressure::Critical);
+    assert_eq!(statuses(&critical), (503, 503));
+    assert_eq!(app.count(), 0);
+    // What is in use changes under the test's hands.
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("read");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    };
+    let mut high = start(resident() * 1000 / 925);
+    for _ in 0..50 {
+        if high.shared.overload.pressure() == Pressure::High {
+            break;
+        }
+        high = start(resident() * 1000 / 925);
+    }
+    assert_eq!(high.shared.overload.pressure(), Pressure::High);
+    assert_eq!(statuses(&high), (200, 200));
 }
 
 // spec: LIFE-021, BYD-012, LIFE-041

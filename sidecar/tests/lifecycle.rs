@@ -79,7 +79,7 @@ fn status_ports_open_first_and_traffic_waits_for_configuration() {
     assert_eq!(proxy.get(15090, "/stats/prometheus").status(), 200);
 }
 
-// spec: LIFE-010, LIFE-011, LIFE-012, LIFE-013, LIFE-070, LIFE-068, LIFE-016, DLV-080
+// spec: LIFE-010, LIFE-011, LIFE-012, LIFE-013, LIFE-070, LIFE-068, LIFE-016, DLV-080, DLV-081
 #[test]
 fn readiness_survives_what_is_broken_elsewhere_and_follows_what_it_names() {
     let app = App::echo();
@@ -119,6 +119,12 @@ fn readiness_survives_what_is_broken_elsewhere_and_follows_what_it_names() {
     wait_for("the first transition in the log", || {
         proxy.log().contains("reason=\"healthcheck/fail\"")
     });
+    let log = proxy.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("healthcheck/fail"))
+        .expect("the line");
+    assert!(line.contains(" WARN "), "{line}");
     assert_eq!(proxy.post(15000, "/healthcheck/ok").status(), 200);
     assert!(proxy.is_ready());
     assert_eq!(proxy.get(15000, "/ready").text(), "LIVE\n");
@@ -142,24 +148,93 @@ fn program_pages_of_the_start_do_not_stay_resident() {
     assert_eq!(pod.call(), Some(200));
 }
 
+/// Hosts beside `echo`, without endpoints.
+fn many_hosts(count: usize) -> String {
+    let host = |i: usize| {
+        let address = format!("10.2.{}.{}", i / 250, i % 250);
+        format!(
+            "- host: s{i}.app.svc.cluster.local\n  name: s{i}\n  namespace: app\n  domains: [s{i}, s{i}.app, s{i}.app.svc, \
+             s{i}.app.svc.cluster.local, {address}]\n  addresses: [{address}]\n  ports: [{{port: 80, name: main, protocol: \
+             http}}, {{port: 9000, name: tcp, protocol: tcp}}]\n"
+        )
+    };
+    (0..count).map(host).collect()
+}
+
+// spec: LIFE-081
+#[test]
+fn dumps_are_written_as_they_are_read_and_no_more_than_four_at_once() {
+    let pod = Pod::new(&App::echo());
+    pod.volumes
+        .configure(&(client_bundle("http", "").trim_end().to_owned() + "\n" + &many_hosts(6000)));
+    let proxy = pod.start(&[], &[]).ready();
+    let admin = SocketAddr::new(pod.address, 15000);
+    let path = "/config_dump?section=clusters";
+    // The first makes what stays, whoever asks.
+    let size = proxy.get(15000, path).body.len() as u64 >> 10;
+    assert!(size > 1 << 10, "{size} KiB");
+    // From here on the peak is that of dumps.
+    let clear = format!("/proc/{}/clear_refs", proxy.child.id());
+    std::fs::write(clear, "5").expect("the peak is forgotten");
+    let before = proxy.status("VmRSS");
+    assert_eq!(proxy.get(15000, path).body.len() as u64 >> 10, size);
+    let peak = proxy.status("VmHWM").saturating_sub(before);
+    println!("{peak} KiB for a dump of {size} KiB");
+    assert!(peak < size / 2, "{peak} KiB for a dump of {size} KiB");
+
+    // Readers that have begun and take no more than their kernels hold.
+    let slow = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("option");
+        socket.connect(&admin.into()).expect("the admin port");
+        let mut client = Client::over(socket.into());
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert!(client.read_more(), "it begins");
+        client
+    };
+    let mut readers: Vec<Client> = (0..4).map(|_| slow()).collect();
+    for asked in ["/ready", path] {
+        let answer = proxy.get(15000, asked);
+        assert!(
+            answer.status() == 503 && answer.text().contains("too many"),
+            "{answer:?}"
+        );
+    }
+    assert!(proxy.is_ready(), "other ports have places of their own");
+    readers.pop();
+    wait_for("a place", || proxy.get(15000, "/ready").status() == 200);
+}
+
+// spec: LIFE-089
+#[test]
+fn the_own_ports_hold_64_connections_each_and_no_more() {
+    let pod = Pod::new(&App::echo());
+    let proxy = pod.start(&[], &[]).ready();
+    let target = SocketAddr::new(pod.address, 15021);
+    // The one that asked whether it is ready may not have been noticed as gone.
+    support::pause(Duration::from_millis(200));
+    let mut open: Vec<Client> = (0..64).map(|_| Client::connect(target)).collect();
+    for client in open.iter_mut().rev() {
+        client.send("GET /healthz/ready HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.receive().map(|answer| answer.status()), Some(200));
+    }
+    let begin = Instant::now();
+    assert!(Client::connect(target).is_closed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "one that is silent is closed later"
+    );
+    assert_eq!(proxy.get(15020, "/healthz/ready").status(), 200, "another port");
+    drop(open);
+    wait_for("room", || proxy.ask("GET", 15021, "/healthz/ready").is_some());
+}
+
 // spec: LIFE-002, LIFE-005, LIFE-088
 #[test]
 fn a_start_with_configuration_is_quick_silent_and_small() {
     let app = App::echo();
     let pod = Pod::empty();
-    let mut hosts = String::new();
-    for i in 0..2000 {
-        hosts.push_str(&format!(
-            "- host: s{i}.app.svc.cluster.local\n  name: s{i}\n  namespace: app\n  domains: [s{i}, s{i}.app, s{i}.app.svc, \
-             s{i}.app.svc.cluster.local, 10.2.{}.{}]\n  addresses: [10.2.{}.{}]\n  ports: [{{port: 80, name: main, \
-             protocol: http}}, {{port: 9000, name: tcp, protocol: tcp}}]\n",
-            i / 250,
-            i % 250,
-            i / 250,
-            i % 250
-        ));
-    }
-    let bundle = client_bundle("http", "").trim_end().to_owned() + "\n" + &hosts;
+    let bundle = client_bundle("http", "").trim_end().to_owned() + "\n" + &many_hosts(2000);
     assert!(bundle.len() > 500_000, "{}", bundle.len());
     pod.volumes.configure(&bundle);
     pod.volumes.endpoints(&[app.address]);
@@ -335,6 +410,7 @@ fn without_a_drain_the_proxy_stays_until_its_application_has_left() {
     runs.store(false, Ordering::SeqCst);
     let _ = TcpStream::connect(target);
     wait_for("the application's end", || TcpStream::connect(target).is_err());
+    support::pause(Duration::from_secs(1));
     assert!(proxy.runs(), "a connection is open");
     kept.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
     let _ = kept.receive();
@@ -342,30 +418,87 @@ fn without_a_drain_the_proxy_stays_until_its_application_has_left() {
     assert_eq!(proxy.wait(), Some(0));
 }
 
+/// Signals SIGTERM, and how long the process takes to end in order.
+fn time_to_end(proxy: &mut Process) -> Duration {
+    let begin = Instant::now();
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.wait(), Some(0));
+    begin.elapsed()
+}
+
 // spec: LIFE-026, LIFE-024
 #[test]
 fn all_waits_end_a_second_before_the_grace_period() {
     let (target, _runs) = stoppable();
+    let waits = Duration::from_millis(3900)..Duration::from_secs(5);
     let (pod, flag, _) = serving_pod(target);
-    let mut proxy = Process::start(
-        &pod.volumes,
-        pod.address,
-        &["--inbound", &flag],
-        &[
-            ("WEFT_TERMINATION_GRACE_SECONDS", "3"),
-            ("TERMINATION_DRAIN_DURATION_SECONDS", "100"),
-        ],
-    )
-    .ready();
-    let begin = Instant::now();
-    proxy.signal(Signal::SIGTERM);
-    assert_eq!(proxy.wait(), Some(0));
-    let elapsed = begin.elapsed();
-    assert!(
-        elapsed >= Duration::from_millis(1900) && elapsed < Duration::from_secs(10),
-        "{elapsed:?}"
-    );
-    wait_for("the message", || proxy.log().contains("grace period"));
+    let grace = ("WEFT_TERMINATION_GRACE_SECONDS", "5");
+    for (name, value) in [
+        ("TERMINATION_DRAIN_DURATION_SECONDS", "100"),
+        ("MINIMUM_DRAIN_DURATION", "100s"),
+    ] {
+        let on_zero = (
+            "EXIT_ON_ZERO_ACTIVE_CONNECTIONS",
+            if name.starts_with("MIN") { "true" } else { "false" },
+        );
+        let environment = [grace, on_zero, (name, value)];
+        let mut proxy = Process::start(&pod.volumes, pod.address, &["--inbound", &flag], &environment).ready();
+        let elapsed = time_to_end(&mut proxy);
+        assert!(waits.contains(&elapsed), "{name}: {elapsed:?}");
+        wait_for("the message", || proxy.log().contains("grace period"));
+    }
+    // Nothing tells when the application has ended: no port is declared.
+    let pod = Pod::new(&App::echo());
+    let elapsed = time_to_end(&mut pod.start(&[], &[grace]).ready());
+    assert!(waits.contains(&elapsed), "{elapsed:?}");
+}
+
+// spec: LIFE-026, LIFE-023, LIFE-029
+#[test]
+fn a_request_that_nobody_answers_does_not_hold_it_beyond_the_grace_period() {
+    let silent = App::new(std::sync::Arc::new(|_, stream| {
+        let _ = std::io::Read::read(stream, &mut [0]);
+        false
+    }));
+    let pod = Pod::new(&silent);
+    let held = || {
+        let mut client = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+        let before = silent.count();
+        client.send("GET http://echo/ HTTP/1.1\r\nHost: echo\r\n\r\n");
+        wait_for("the request", || silent.count() > before);
+        client
+    };
+    let mut proxy = pod.start(&[], &[("WEFT_TERMINATION_GRACE_SECONDS", "4")]).ready();
+    let _held = held();
+    let elapsed = time_to_end(&mut proxy);
+    assert!(elapsed < Duration::from_secs(4), "SIGKILL comes then: {elapsed:?}");
+    drop(proxy);
+    // After a drain the application has left, and two seconds are all that there may be.
+    let mut proxy = pod.start(&[], &[]).ready();
+    assert_eq!(proxy.post(15020, "/drain").status(), 200);
+    let _held = held();
+    let elapsed = time_to_end(&mut proxy);
+    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+}
+
+// spec: LIFE-024
+#[test]
+fn a_drain_duration_that_is_set_is_the_wait_whatever_the_application_does() {
+    let (target, _runs) = stoppable();
+    let (pod, flag, listen) = serving_pod(target);
+    let environment = [
+        ("WEFT_TERMINATION_GRACE_SECONDS", "60"),
+        ("TERMINATION_DRAIN_DURATION_SECONDS", "1"),
+    ];
+    let mut proxy = Process::start(&pod.volumes, pod.address, &["--inbound", &flag], &environment).ready();
+    // Nor does it wait for a client that could ask again.
+    let mut kept = Client::over(TcpStream::connect(listen).expect("the proxy listens"));
+    kept.send("GET / HTTP/1.1\r\nHost: echo\r\n\r\n");
+    assert_eq!(kept.receive().map(|answer| answer.status()), Some(200));
+    let elapsed = time_to_end(&mut proxy);
+    let expected = Duration::from_millis(950)..Duration::from_secs(4);
+    assert!(expected.contains(&elapsed), "{elapsed:?}");
+    assert!(!proxy.log().contains("grace period"), "{}", proxy.log());
 }
 
 // spec: LIFE-025
@@ -390,9 +523,15 @@ fn a_proxy_told_so_ends_with_its_last_connection() {
     assert!(proxy.runs(), "a connection is open");
     drop(kept);
     assert_eq!(proxy.wait(), Some(0));
+    // Without any it still drains for as long as is said, and connections to its own ports are none.
+    let mut proxy = Process::start(&pod.volumes, pod.address, &["--inbound", &flag], &environment).ready();
+    let _own = [15000, 15020, 15021, 15090].map(|port| TcpStream::connect((pod.address, port)).expect("its own"));
+    let elapsed = time_to_end(&mut proxy);
+    let expected = Duration::from_millis(950)..Duration::from_millis(2900);
+    assert!(expected.contains(&elapsed), "{elapsed:?}");
 }
 
-// spec: LIFE-031, LIFE-055, LIFE-061, LIFE-037
+// spec: LIFE-031, LIFE-055, LIFE-061, LIFE-037, LIFE-073
 #[test]
 fn signals_and_requests_to_quit() {
     let (target, _runs) = stoppable();
@@ -413,17 +552,29 @@ fn signals_and_requests_to_quit() {
 
     let (pod, mut proxy) = start();
     proxy.signal(Signal::SIGPIPE);
-    // Only the signal brings this back: nothing of the volume changes.
-    let before = proxy.get(15020, "/stats/prometheus").text();
+    let reloads = |count: u8| {
+        let metrics = proxy.get(15020, "/stats/prometheus").text();
+        metrics.contains(&format!("weft_cert_reload_total{{result=\"ok\"}} {count}"))
+    };
+    assert!(reloads(1));
+    // Files that change where they are: no link is swapped, and nothing tells of it but the signal.
+    let (leaf, private) = pod.authority.pem_pair(&support::spiffe_id("app/echo"));
+    for (name, text) in [("cert-chain.pem", leaf), ("key.pem", private)] {
+        std::fs::write(pod.volumes.path("identity").join(name), text).expect("written");
+    }
+    support::pause(Duration::from_millis(500));
+    assert!(reloads(1));
     proxy.signal(Signal::SIGHUP);
-    assert!(before.contains("weft_cert_reload_total{result=\"ok\"} 1"), "{before}");
-    pod.volumes.identify(&pod.authority, "app/echo");
-    wait_for("the new certificate", || {
-        proxy
-            .get(15020, "/stats/prometheus")
-            .text()
-            .contains("weft_cert_reload_total{result=\"ok\"} 2")
-    });
+    wait_for("the new certificate", || reloads(2));
+    // Asked for, it is there when the answer is.
+    let (leaf, private) = pod.authority.pem_pair(&support::spiffe_id("app/echo"));
+    for (name, text) in [("cert-chain.pem", leaf), ("key.pem", private)] {
+        std::fs::write(pod.volumes.path("identity").join(name), text).expect("written");
+    }
+    support::pause(Duration::from_millis(500));
+    assert!(reloads(2));
+    assert!(proxy.post(15000, "/reload").text().contains("\"state\": \"Active\""));
+    assert!(reloads(3));
     assert_eq!(proxy.get(15020, "/quitquitquit").status(), 405);
     assert!(proxy.runs());
     assert_eq!(proxy.post(15020, "/quitquitquit").text(), "OK");
@@ -577,8 +728,14 @@ fn a_killed_proxy_serves_again_with_what_it_had() {
     drop(proxy);
     // The operator and its volume are away: what was stored is used.
     pod.volumes.clear();
-    let _proxy = pod.start(&[], &[]).ready();
+    let proxy = pod.start(&[], &[]).ready();
     assert_eq!(pod.call(), Some(200));
+    drop(proxy);
+    // Or the volume has something that is of no use.
+    pod.volumes.spoil("manifest.json", b"{");
+    let proxy = pod.start(&[], &[]).ready();
+    assert_eq!(pod.call(), Some(200));
+    assert!(proxy.get(15020, "/config/status").text().contains("\"cfg\": \""));
 }
 
 // spec: LIFE-008
@@ -677,6 +834,238 @@ fn the_admin_port_tells_what_is_in_force_and_no_secret() {
     );
 }
 
+// spec: LIFE-067, LIFE-068
+#[test]
+fn the_state_is_told_from_the_beginning_to_the_end() {
+    let app = App::echo();
+    let pod = Pod::empty();
+    let proxy = pod.start(&[], &[]);
+    wait_for("the admin port", || proxy.ask("GET", 15000, "/ready").is_some());
+    let state = |state: &str| {
+        let info = proxy.get(15000, "/server_info").text();
+        assert!(info.contains(&format!("\"state\": \"{state}\"")), "{info}");
+    };
+    state("INITIALIZING");
+    assert_eq!(proxy.get(15000, "/ready").status(), 503);
+    pod.volumes.configure(&client_bundle("http", ""));
+    pod.volumes.endpoints(&[app.address]);
+    let proxy = proxy.ready();
+    let state = |state: &str| {
+        let info = proxy.get(15000, "/server_info").text();
+        assert!(info.contains(&format!("\"state\": \"{state}\"")), "{info}");
+    };
+    state("LIVE");
+    assert_eq!(proxy.post(15020, "/drain").status(), 200);
+    state("DRAINING");
+    let answer = proxy.get(15000, "/ready");
+    assert!(
+        answer.status() == 503 && answer.text().contains("draining"),
+        "{answer:?}"
+    );
+}
+
+// spec: LIFE-014, LIFE-015, LIFE-010
+#[test]
+fn a_worker_that_makes_no_progress_is_told_by_liveness_and_readiness() {
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    // Anchors in a pipe that nobody writes to: whoever opens it waits.
+    let pipe = pod.volumes.path("state").join("anchors");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let policy = format!("policy: {{tls: {{originate: {{ca: {}}}}}}}}}", pipe.display());
+    let bundle = client_bundle("http", "").replace("protocol: http}", &format!("protocol: http, {policy}"));
+    pod.volumes.configure(&bundle);
+    let proxy = pod.start(&["--concurrency", "1"], &[]).ready();
+    assert_eq!(proxy.get(15020, "/healthz/live").text(), "OK\n");
+    let mut client = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+    client.send("GET http://echo/ HTTP/1.1\r\nHost: echo\r\n\r\n");
+    let begin = Instant::now();
+    // The workers' own port knows it at once, the other one of its own thread does not.
+    wait_for("the worker", || {
+        proxy.get(15021, "/healthz/ready").text().contains("a worker")
+    });
+    assert_eq!(proxy.get(15021, "/healthz/ready").status(), 503);
+    assert_eq!(proxy.get(15020, "/healthz/ready").status(), 200);
+    assert_eq!(proxy.get(15020, "/healthz/live").status(), 200, "{:?}", begin.elapsed());
+    support::pause(Duration::from_secs(11).saturating_sub(begin.elapsed()));
+    wait_for("the verdict", || proxy.get(15020, "/healthz/live").status() == 503);
+    assert!(begin.elapsed() < Duration::from_secs(16), "{:?}", begin.elapsed());
+    // Somebody writes: no anchors, and so no connection, but the worker goes on.
+    drop(
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&pipe)
+            .expect("somebody reads"),
+    );
+    assert_eq!(client.receive().map(|answer| answer.status()), Some(503));
+    wait_for("recovery", || {
+        proxy.get(15020, "/healthz/live").status() == 200 && proxy.get(15021, "/healthz/ready").status() == 200
+    });
+}
+
+// spec: DLV-090, DLV-080, LIFE-062, LIFE-077
+#[test]
+fn the_status_tells_where_something_is_wrong_and_names_nobody() {
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    let proxy = pod.start(&[], &[]).ready();
+    let status =
+        || -> serde_json::Value { serde_json::from_str(&proxy.get(15020, "/config/status").text()).expect("JSON") };
+    let good = status();
+    assert_eq!(
+        (&good["state"], &good["error"]),
+        (&"Active".into(), &serde_json::Value::Null)
+    );
+    let trust = weft_bundle::pack::sha256(pod.authority.pem.as_bytes());
+    assert_eq!(good["trust"], trust[..12]);
+    let schema = weft_bundle::wire::SCHEMA;
+    assert_eq!(good["schema"], serde_json::json!([schema, schema]));
+    assert_eq!(
+        (&good["draining"], &good["target"]),
+        (&false.into(), &serde_json::Value::Null)
+    );
+    assert!(
+        good["certNotAfter"]
+            .as_u64()
+            .is_some_and(|at| at > good["since"].as_u64().expect("a time"))
+    );
+    assert!(
+        good["key"].as_str().is_some_and(|key| key.starts_with("echo-")),
+        "{good}"
+    );
+    assert!(
+        good["active"]["cfg"]
+            .as_str()
+            .is_some_and(|revision| revision.len() == 12)
+    );
+
+    let wrong = client_bundle("http", "").replace("protocol: http}", "protocol: http, http: hidden-table}");
+    pod.volumes.configure(&wrong);
+    wait_for("the refusal", || status()["state"] == "Rejected");
+    let bad = status();
+    assert_eq!(bad["error"], "invalid bundle.yaml");
+    assert_eq!(bad["active"], good["active"], "the last good one stays");
+    let dump = proxy.get(15000, "/config_dump?section=bootstrap").text();
+    assert!(dump.contains("hidden-table"), "the admin port tells in full: {dump}");
+    let rejected = || {
+        let metrics = proxy.get(15020, "/stats/prometheus").text();
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("weft_config_rejected_total{reason=\"invalid\"}"));
+        line.map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned())
+    };
+    assert_eq!(rejected().as_deref(), Some("1"));
+    // The same again, in a new directory.
+    for n in 0..3 {
+        pod.volumes.configure(&wrong);
+        pod.volumes.target(&format!("000000000000,000000000000,{n}"));
+        wait_for("the target", || status()["target"]["cfg"] == "000000000000");
+    }
+    support::pause(Duration::from_millis(300));
+    assert_eq!(rejected().as_deref(), Some("1"));
+    assert_eq!(proxy.log().matches("configuration refused").count(), 1);
+    assert_eq!(pod.call(), Some(200));
+}
+
+// spec: LIFE-065
+#[test]
+fn the_admin_port_tells_what_workers_know_of_each_endpoint() {
+    let app = App::new(std::sync::Arc::new(|seen, stream| {
+        if seen.head.contains("/held") {
+            let _ = std::io::Read::read(stream, &mut [0]);
+            return false;
+        }
+        std::io::Write::write_all(stream, b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n").is_ok()
+    }));
+    let pod = Pod::new(&app);
+    let policy = "policy: {outlier: {consecutive5xx: 1, maxEjectionPercent: 100}}}";
+    let bundle = client_bundle("http", "").replace("protocol: http}", &format!("protocol: http, {policy}"));
+    pod.volumes.configure(&bundle);
+    let proxy = pod.start(&[], &[]).ready();
+    let row = || -> serde_json::Value {
+        let text = proxy.get(15000, "/clusters?format=json").text();
+        let rows: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        rows[0].clone()
+    };
+    let expected = |busy: u8, ejected: bool| {
+        let row = row();
+        let line = format!("::rq_active={busy}::");
+        let text = proxy.get(15000, "/clusters").text();
+        row["activeRequests"] == busy
+            && row["ejected"] == ejected
+            && text.contains(&line)
+            && text.contains(&format!("::ejected={ejected}\n"))
+    };
+    assert_eq!((&row()["health"], &row()["weight"]), (&"ready".into(), &1.into()));
+    assert_eq!(row()["address"], app.address.to_string());
+    assert!(expected(0, false), "{}", row());
+    let mut held = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+    held.send("GET http://echo/held HTTP/1.1\r\nHost: echo\r\n\r\n");
+    wait_for("the request", || expected(1, false));
+    assert_eq!(pod.call(), Some(500));
+    wait_for("the ejection", || expected(1, true));
+    drop(held);
+    wait_for("its end", || expected(0, true));
+}
+
+// spec: LIFE-010, LIFE-012
+#[test]
+fn an_expired_certificate_is_a_reason_not_to_be_ready_and_none_to_leave_a_valid_one() {
+    let pod = Pod::new(&App::echo());
+    let now = std::time::SystemTime::now;
+    let valid = |from: std::time::SystemTime, to: std::time::SystemTime| {
+        let mut params = support::leaf(&support::spiffe_id("app/client"));
+        (params.not_before, params.not_after) = (from.into(), to.into());
+        let (leaf, key) = pod.authority.sign(&params);
+        pod.volumes.identify_with(&leaf, &key, &pod.authority.pem);
+    };
+    let hour = Duration::from_secs(3600);
+    valid(now() - hour, now() + Duration::from_secs(5));
+    let proxy = pod.start(&[], &[]).ready();
+    for port in [15020, 15021] {
+        wait_for("its end", || {
+            let answer = proxy.get(port, "/healthz/ready");
+            answer.status() == 503 && answer.text() == "certificate expired\n"
+        });
+    }
+    pod.volumes.identify(&pod.authority, "app/client");
+    wait_for("another one", || proxy.is_ready());
+    let refused = |count: u8| {
+        let line = format!("weft_cert_reload_total{{result=\"expired\"}} {count}\n");
+        wait_for("the refusal", || {
+            proxy.get(15020, "/stats/prometheus").text().contains(&line)
+        });
+        assert!(proxy.is_ready());
+    };
+    valid(now() - hour, now() - Duration::from_secs(60));
+    refused(1);
+    // One that will be valid later is no better.
+    valid(now() + hour, now() + hour * 2);
+    refused(2);
+}
+
+// spec: LIFE-037, LIFE-012
+#[test]
+fn a_proxy_that_loses_a_listener_ends_with_3() {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pod = Pod::new(&App::echo());
+    let mut proxy = pod.start(&["--concurrency", "1"], &[]).ready();
+    let id = i32::try_from(proxy.child.id()).expect("an id");
+    let process = pidfd_open(Pid::from_raw(id).expect("an id"), PidfdFlags::empty()).expect("the process lives");
+    // Its own listener, shut down from outside: the kernel accepts nothing there any more.
+    let listener = (0..256).find_map(|number| {
+        let descriptor = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?;
+        let socket = socket2::Socket::from(descriptor);
+        let is_it = socket.is_listener().ok()? && socket.local_addr().ok()?.as_socket() == Some(pod.front);
+        is_it.then_some(socket)
+    });
+    listener
+        .expect("a listener")
+        .shutdown(std::net::Shutdown::Both)
+        .expect("shut down");
+    assert_eq!(proxy.wait(), Some(3));
+}
+
 // spec: LIFE-061, LIFE-071, LIFE-079, LIFE-078
 #[test]
 fn what_changes_something_needs_post_and_a_local_peer() {
@@ -747,10 +1136,7 @@ fn metrics_are_served_merged_and_filtered() {
         });
     }
     let merged = proxy.get(15020, "/stats/prometheus").text();
-    assert!(
-        merged.contains("weft_scrape_errors_total{target=\"app\"} 1"),
-        "{merged}"
-    );
+    assert!(merged.contains("weft_scrape_errors_total{target=\"app\"} "), "{merged}");
     assert!(
         !proxy
             .get(15090, "/stats/prometheus")
@@ -787,6 +1173,72 @@ fn metrics_are_served_merged_and_filtered() {
         "{after}"
     );
     assert_eq!(proxy.get(15020, "/healthz/live").text(), "OK\n");
+}
+
+/// Serves metrics as the pod's application does, at its only address.
+fn scraped(answer: impl Fn() -> Option<String> + Send + Sync + 'static) -> (App, String) {
+    let local = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 0);
+    let listener = TcpListener::bind(local).expect("listener");
+    let at = listener.local_addr().expect("address");
+    drop(listener);
+    let app = App::answering_at(at, move |_| match answer() {
+        Some(body) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+        None => {
+            support::pause(Duration::from_secs(8));
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()
+        }
+    });
+    let scrape = format!("{{\"scrape\": \"true\", \"port\": \"{}\"}}", at.port());
+    (app, scrape)
+}
+
+// spec: LIFE-080, PROM-008, PROM-009
+#[test]
+fn metrics_of_the_application_are_merged_unless_they_are_late_or_too_many() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let size = std::sync::Arc::new(AtomicUsize::new(0));
+    let wanted = size.clone();
+    let line = "app_things{a=\"0123456789\"} 42\n";
+    let (_app, scrape) = scraped(move || match wanted.load(Ordering::SeqCst) {
+        usize::MAX => None,
+        lines => Some(line.repeat(lines)),
+    });
+    let pod = Pod::new(&App::echo());
+    let _proxy = pod.start(&[], &[("WEFT_PROMETHEUS_SCRAPE", &scrape)]).ready();
+    let own = SocketAddr::new(pod.address, 15020);
+    let fetch = |fields: &str| {
+        let answer = ask(own, "GET", "/stats/prometheus", fields).expect("an answer");
+        assert_eq!(answer.status(), 200);
+        answer.text()
+    };
+    let errors = |text: &str| {
+        let found = text
+            .lines()
+            .find_map(|l| l.strip_prefix("weft_scrape_errors_total{target=\"app\"} "));
+        found.map(str::to_owned)
+    };
+    size.store(3, Ordering::SeqCst);
+    let text = fetch("");
+    assert_eq!((text.matches(line).count(), errors(&text)), (3, None));
+    // All of 10 MiB, and nothing of more.
+    let most = (10 << 20) / line.len();
+    size.store(most, Ordering::SeqCst);
+    assert_eq!(fetch("").matches(line).count(), most);
+    size.store(most + 1, Ordering::SeqCst);
+    let text = fetch("");
+    assert!(!text.contains("app_things") && text.contains("weft_memory_bytes"));
+    assert_eq!(errors(&text).as_deref(), Some("1"));
+    // No longer than its scraper waits.
+    size.store(usize::MAX, Ordering::SeqCst);
+    let begin = Instant::now();
+    let text = fetch("X-Prometheus-Scrape-Timeout-Seconds: 1\r\n");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(errors(&text).as_deref(), Some("2"), "each is counted");
+    assert!(
+        text.contains("istio_agent_scrape_failures_total{type=\"application\"} 2\n"),
+        "{text}"
+    );
+    assert!(text.contains("weft_memory_bytes"));
 }
 
 // spec: BYD-015, DLV-097, DLV-054, ID-120
@@ -954,10 +1406,60 @@ fn every_activation_and_every_refusal_is_one_line() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    // What touches no destination changes none.
+    let revision = pod.volumes.configure(
+        &client_bundle("http", "")
+            .replace("protocol: http}", "protocol: http, policy: {maxRequests: 3}}")
+            .replace("echo.app,", "echo.app, echo.x,"),
+    );
+    wait_for("the next line", || proxy.log().contains(&revision));
+    let log = proxy.log();
+    let line = log.lines().find(|line| line.contains(&revision)).expect("a line");
+    assert!(line.contains(" changed_clusters=0 "), "{line}");
     pod.volumes.spoil("bundle.yaml", b"{}");
     wait_for("the refusal", || proxy.log().contains("configuration refused"));
     support::pause(Duration::from_millis(300));
     assert_eq!(proxy.log().matches("configuration refused").count(), 1);
+}
+
+// spec: BYD-034
+#[test]
+fn by_default_every_error_is_logged_and_one_of_a_hundred_of_the_rest_with_the_rate() {
+    let app = App::answering(|seen| {
+        let status = if seen.head.contains("/fail") {
+            "500 No"
+        } else {
+            "200 OK"
+        };
+        format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
+    });
+    let pod = Pod::new(&app);
+    let proxy = pod.start(&[], &[]).ready();
+    let mut client = Client::over(TcpStream::connect(pod.front).expect("the proxy listens"));
+    for n in 0..220 {
+        let path = if n % 20 == 10 { "fail" } else { "fine" };
+        client.send(&format!("GET http://echo/{path} HTTP/1.1\r\nHost: echo\r\n\r\n"));
+        assert!(client.receive().is_some(), "{n}");
+    }
+    let lines = |path: &str| -> Vec<String> {
+        let log = proxy.access_log();
+        log.lines()
+            .filter(|line| line.contains(path))
+            .map(str::to_owned)
+            .collect()
+    };
+    wait_for("the errors", || lines("/fail").len() == 11);
+    wait_for("the sample", || lines("/fine").len() == 3);
+    assert!(
+        lines("/fine").iter().all(|line| line.ends_with(" sample=1/100")),
+        "{:?}",
+        lines("/fine")
+    );
+    assert!(
+        !lines("/fail").iter().any(|line| line.contains("sample=")),
+        "{:?}",
+        lines("/fail")
+    );
 }
 
 // spec: LIFE-083, FLAG-001
@@ -1034,6 +1536,47 @@ fn nearly_all_descriptors_used_refuses_new_connections_and_keeps_the_others() {
     assert!(ready(), "its own ports answer");
     drop(held);
     wait_for("recovery", || pod.call() == Some(200));
+}
+
+// spec: LIFE-087
+#[test]
+fn the_limit_of_descriptors_is_raised_as_far_as_it_may_be() {
+    use nix::sys::resource::{Resource, getrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    let pod = Pod::new(&App::echo());
+    let text = pod.address.to_string();
+    let mut command = std::process::Command::new("bash");
+    command
+        .args(["-c", "ulimit -Sn 128 && exec \"$@\"", "bash"])
+        .arg(support::process::program())
+        .arg("run")
+        .args(pod.volumes.flags())
+        .args([
+            "--bind",
+            &text,
+            "--admin-bind",
+            &text,
+            "--http-proxy",
+            &pod.front.to_string(),
+        ])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut child = command.spawn().expect("bash");
+    let file = format!("/proc/{}/limits", child.id());
+    let limits = || std::fs::read_to_string(&file).unwrap_or_default();
+    let own = SocketAddr::new(pod.address, 15021);
+    wait_for("readiness", || {
+        ask(own, "GET", "/healthz/ready", "").is_some_and(|answer| answer.status() == 200)
+    });
+    let limits = limits();
+    let _ = child.kill();
+    let _ = child.wait();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("a limit");
+    let soft = line.split_whitespace().nth(3).expect("a number");
+    assert_eq!(soft, hard.to_string(), "{line}");
 }
 
 // spec: LIFE-087, BYD-011

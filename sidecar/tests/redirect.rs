@@ -192,13 +192,14 @@ fn each_port_is_open_where_it_should_be_and_nowhere_else() {
     });
 }
 
-// spec: NET-013, NET-014, NET-028, NET-029, NET-030, NET-031, NET-075..NET-077, NET-124, SM-108, SM-109, LIFE-079
+// spec: NET-013, NET-014, NET-028, NET-029, NET-030, NET-031, NET-061, NET-075..NET-077, NET-124, SM-108, SM-109, LIFE-079
 #[test]
 fn inbound_traffic_reaches_the_application_and_nobody_else() {
     with_each_backend(|neighbour, _| {
         let app = App::bound((POD.into(), 8080), || {});
         let app6 = App::bound((POD6.into(), 8080), || {});
         let local = App::bound((Ipv4Addr::LOCALHOST.into(), 8082), || {});
+        let local6 = App::bound((Ipv6Addr::LOCALHOST.into(), 8082), || {});
         let bundle = |inbound: &str| {
             format!(
                 "{}inbound: {{ports: [{{port: 8082, protocol: http}}]{inbound}}}\n",
@@ -241,6 +242,8 @@ fn inbound_traffic_reaches_the_application_and_nobody_else() {
         proxy.wait_for_config(&revision);
         assert_eq!(call(POD.into(), 8082), Ok(200));
         assert_eq!(local.count(), 1);
+        assert_eq!(call(POD6.into(), 8082), Ok(200));
+        assert_eq!((local.count(), local6.count()), (1, 1));
         let revision = volumes.configure(&bundle(", mtls: STRICT"));
         proxy.wait_for_config(&revision);
         let before = app.count();

@@ -135,7 +135,104 @@ fn an_application_cannot_speak_for_a_proxy() {
     assert!(answer.field("x-weft-undelivered").is_none() && answer.field("x-weft-draining").is_none());
     assert_eq!(app.count(), 1);
     let direct = get(pair.server.addresses[0], "/");
-    assert!(direct.field("x-weft-undelivered").is_none());
+    assert!(direct.field("x-weft-undelivered").is_none() && direct.field("x-weft-draining").is_none());
+    // Nor can somebody whom the mesh does not know.
+    let destination = app.address;
+    let known = client_bundle("http", "").replace("port: 80", &format!("port: {}", destination.port()));
+    let listener = vec![(SocketAddr::new(address(), 0), Role::Fixed { destination })];
+    let outside = Proxy::start(listener, &known, &echo_endpoints(&[]), None);
+    let mut client = Client::connect(outside.addresses[0]);
+    client.send("GET / HTTP/1.1\r\nHost: who.knows\r\n\r\n");
+    let answer = client.receive().expect("an answer");
+    assert_eq!((answer.status(), answer.text()), (503, "app".to_owned()));
+    assert!(answer.field("x-weft-undelivered").is_none() && answer.field("x-weft-draining").is_none());
+}
+
+// spec: DLV-113, BYD-011
+#[test]
+fn a_request_goes_on_to_three_further_endpoints_whatever_the_retry_policy() {
+    let app = App::echo();
+    let bundle = format!(
+        "mesh: {{vipFallback: false, retry: {{attempts: 0, on: []}}}}\n{}",
+        client_bundle("http", "")
+    );
+    let listener = (
+        SocketAddr::new(address(), 0),
+        Role::Fixed {
+            destination: virtual_address(),
+        },
+    );
+    let proxy = Proxy::start(vec![listener], &bundle, &echo_endpoints(&[]), None);
+    let mut all = vec![(app.address, false)];
+    all.extend((0..3).map(|_| (SocketAddr::new(address(), 1), false)));
+    let mut client = Client::connect(proxy.addresses[0]);
+    for n in 0..24 {
+        // A newer list forgets what failed; whose turn it is, chance decides.
+        all.rotate_left(1);
+        proxy.endpoints(&echo_endpoints(&all));
+        client.send("POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!(client.receive().expect("an answer").status(), 200, "{n}");
+    }
+    assert_eq!(app.count(), 24);
+}
+
+// spec: BYD-011
+#[test]
+fn a_request_goes_on_from_an_address_where_somebody_else_is() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let server = |identity| {
+        let (target, port) = (app.address, app.address.port());
+        Proxy::start(
+            vec![(SocketAddr::new(address(), 0), Role::Explicit { target, port })],
+            &support::workload("app/other"),
+            "hosts: []",
+            Some(identity),
+        )
+    };
+    // Another workload of the mesh, one of another mesh, and an application that knows no TLS.
+    let other = server(pair.authority.identity("app/other"));
+    let stranger = server(support::Authority::new().identity("app/echo"));
+    let plain = App::new(Arc::new(|_, _| false));
+    let wrong = [other.addresses[0], stranger.addresses[0], plain.address];
+    for wrong in wrong {
+        let before = app.count();
+        let mut client = Client::connect(pair.front);
+        for n in 0..10 {
+            // A newer list forgets what failed.
+            let mut all = [(pair.server.addresses[0], true), (wrong, true)];
+            all.rotate_left(n % 2);
+            pair.client.endpoints(&echo_endpoints(&all[..1]));
+            pair.client.endpoints(&echo_endpoints(&all));
+            client.send("POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 2\r\n\r\nhi");
+            assert_eq!(client.receive().expect("an answer").status(), 200, "{n}");
+        }
+        assert_eq!(app.count(), before + 10);
+    }
+}
+
+// spec: DLV-119
+#[test]
+fn idle_connections_to_a_server_that_leaves_are_closed() {
+    let app = App::new(Arc::new(|seen, stream| {
+        if seen.head.contains("/slow") {
+            support::pause(std::time::Duration::from_millis(300));
+        }
+        stream.write_all(OK).is_ok()
+    }));
+    let pair = Pair::start("http", app.address);
+    let front = pair.front;
+    let callers: Vec<_> = (0..3)
+        .map(|_| std::thread::spawn(move || get(front, "/slow").status()))
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.join().expect("an answer"), 200);
+    }
+    let open = || pair.server.shared.connections.load(Ordering::SeqCst);
+    assert_eq!(open(), 3, "each had one of its own");
+    pair.server.drain(weft_sidecar::shared::DrainPhase::Draining);
+    assert_eq!(get(front, "/").status(), 200);
+    wait_for("the end of all of them", || open() == 0);
 }
 
 // spec: DLV-115, BYD-013

@@ -408,7 +408,7 @@ fn when_retries_are_exhausted_the_last_answer_is_passed_on_and_flagged() {
     proxy.wait_for_flags("UC,URX");
 }
 
-// spec: VS-099, VS-100, VS-102, VS-107, SM-050
+// spec: VS-099, VS-100, VS-102, VS-107, SM-050, BYD-014
 #[test]
 fn what_the_default_policy_does_not_name_is_not_retried() {
     for (failure, rule, calls, status) in [

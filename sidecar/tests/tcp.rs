@@ -6,8 +6,11 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::{App, Client, LIMIT, Pair, Proxy, address, caller, client_bundle, echo_endpoints, get, virtual_address};
-use weft_sidecar::shared::Role;
+use support::{
+    App, Client, LIMIT, Pair, Proxy, address, caller, client_bundle, echo_endpoints, get, virtual_address, wait_for,
+    workload,
+};
+use weft_sidecar::shared::{DrainPhase, Role};
 
 /// A line server: optional banner, then each byte back until the client's end, then `bye`.
 fn line_app(banner: &'static str) -> SocketAddr {
@@ -39,6 +42,24 @@ fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the proxy listens");
     stream.set_read_timeout(Some(LIMIT)).expect("option");
     stream
+}
+
+/// Waits until the proxy has counted something whose series says all this.
+fn wait_for_series(proxy: &Proxy, parts: &[&str]) {
+    wait_for(&parts.join(" "), || {
+        let metrics = proxy.shared.telemetry.prometheus();
+        metrics.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+    });
+}
+
+/// Whether nothing comes for a while.
+fn is_silent(stream: &mut TcpStream) -> bool {
+    stream
+        .set_read_timeout(Some(Duration::from_millis(700)))
+        .expect("option");
+    let read = stream.read(&mut [0]);
+    stream.set_read_timeout(Some(LIMIT)).expect("option");
+    read.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 fn read_exactly(stream: &mut TcpStream, length: usize) -> String {
@@ -103,6 +124,54 @@ fn a_server_that_speaks_first_is_heard_on_an_automatic_port() {
 
 // spec: BYD-021
 #[test]
+fn a_banner_is_hardly_later_than_without_a_proxy() {
+    let endpoints = echo_endpoints(&[(line_app("220 ready\n"), false)]);
+    let listener = vec![(
+        SocketAddr::new(address(), 0),
+        Role::Fixed {
+            destination: virtual_address(),
+        },
+    )];
+    let proxy = Proxy::start(listener, &client_bundle("auto", ""), &endpoints, None);
+    // The machine may be busy now and then: the quickest counts.
+    let quickest = (0..20).map(|_| {
+        let begin = Instant::now();
+        assert_eq!(read_exactly(&mut connect(proxy.addresses[0]), 10), "220 ready\n");
+        begin.elapsed()
+    });
+    let quickest = quickest.min().expect("some");
+    assert!(quickest < Duration::from_millis(30), "{quickest:?}");
+}
+
+// spec: SM-029, SM-032, BYD-021
+#[test]
+fn with_the_compatibility_of_istio_it_is_the_client_that_is_waited_for() {
+    let compatible = "mesh: {istioCompatibility: true}\n";
+    let app = line_app("220 ready\n");
+    let pair = Pair::with("auto", "PERMISSIVE", app, compatible);
+    let mut stream = connect(pair.front);
+    assert!(is_silent(&mut stream), "nobody is asked before the client has spoken");
+    stream.write_all(b"x").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 11), "220 ready\nx");
+    // A port that is declared needs nothing of the client.
+    pair.client.configure(&client_bundle("tcp", compatible));
+    assert_eq!(read_exactly(&mut connect(pair.front), 10), "220 ready\n");
+    // At a server that expects TLS and plaintext it does, declared or not; a mesh caller begins by itself.
+    let port = app.port();
+    for protocol in ["tcp", "auto"] {
+        let inbound = format!("inbound: {{ports: [{{port: {port}, protocol: {protocol}}}]}}\n");
+        pair.server
+            .configure(&format!("{}{compatible}{inbound}", workload("app/echo")));
+        let mut stream = connect(pair.server.addresses[0]);
+        assert!(is_silent(&mut stream), "{protocol}");
+        stream.write_all(b"x").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 11), "220 ready\nx", "{protocol}");
+        assert_eq!(read_exactly(&mut connect(pair.front), 10), "220 ready\n", "{protocol}");
+    }
+}
+
+// spec: BYD-021
+#[test]
 fn a_banner_in_the_place_of_a_handshake_is_no_failure() {
     let pair = Pair::start("tcp", line_app("220 ready\n"));
     // A port that had given up waiting for the first handshake, and is in time for the others.
@@ -149,6 +218,96 @@ fn two_bytes_of_a_plain_client_are_not_held() {
         stream.write_all(b"hi").expect("sent");
         assert_eq!(read_exactly(&mut stream, 2), "hi");
     }
+}
+
+// spec: BYD-068
+#[test]
+fn a_beginning_that_may_become_something_is_held_for_five_seconds() {
+    let tcp = Pair::start("tcp", line_app(""));
+    let auto = Pair::start("auto", line_app(""));
+    // Of TLS to a server that serves both, of HTTP to an automatic port.
+    let held = [
+        (tcp.server.addresses[0], "\x16"),
+        (auto.front, "GE"),
+        (auto.server.addresses[0], "PRI * HT"),
+    ];
+    let begin = Instant::now();
+    let mut streams = held.map(|(front, bytes)| {
+        let mut stream = connect(front);
+        stream.write_all(bytes.as_bytes()).expect("sent");
+        (stream, bytes)
+    });
+    for (stream, bytes) in &mut streams {
+        assert_eq!(read_exactly(stream, bytes.len()), *bytes);
+        let elapsed = begin.elapsed();
+        assert!(
+            elapsed > Duration::from_millis(4500) && elapsed < Duration::from_secs(8),
+            "{bytes:?}: {elapsed:?}"
+        );
+    }
+}
+
+// spec: DLV-161, DLV-113
+#[test]
+fn a_draining_server_whose_application_has_gone_is_a_failed_connect() {
+    let pair = Pair::start("tcp", line_app(""));
+    let gone = SocketAddr::new(address(), 1);
+    let leaving = Proxy::start(
+        vec![(SocketAddr::new(address(), 0), Role::Explicit { target: gone, port: 1 })],
+        &format!(
+            "{}inbound: {{ports: [{{port: 1, protocol: tcp}}]}}\n",
+            workload("app/echo")
+        ),
+        "hosts: []",
+        Some(pair.authority.identity("app/echo")),
+    );
+    leaving.drain(DrainPhase::Draining);
+    let (here, there) = ((pair.server.addresses[0], true), (leaving.addresses[0], true));
+    for n in 0..20 {
+        // A newer list forgets what failed.
+        pair.client
+            .endpoints(&echo_endpoints(&if n % 2 == 0 { [here, there] } else { [there, here] }));
+        let mut stream = connect(pair.front);
+        stream.write_all(b"hi").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 2), "hi", "{n}");
+    }
+}
+
+// spec: DLV-113
+#[test]
+fn a_connection_goes_on_to_three_further_endpoints() {
+    let bundle = format!("mesh: {{vipFallback: false}}\n{}", client_bundle("tcp", ""));
+    let listener = vec![(
+        SocketAddr::new(address(), 0),
+        Role::Fixed {
+            destination: virtual_address(),
+        },
+    )];
+    let proxy = Proxy::start(listener, &bundle, &echo_endpoints(&[]), None);
+    let mut all = vec![(line_app(""), false)];
+    all.extend((0..3).map(|_| (SocketAddr::new(address(), 1), false)));
+    for n in 0..24 {
+        // A newer list forgets what failed; whose turn it is, chance decides.
+        all.rotate_left(1);
+        proxy.endpoints(&echo_endpoints(&all));
+        let mut stream = connect(proxy.addresses[0]);
+        stream.write_all(b"hi").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 2), "hi", "{n}");
+    }
+}
+
+// spec: SM-050
+#[test]
+fn a_client_that_breaks_off_and_a_server_that_does_are_told_apart() {
+    let pair = Pair::start("tcp", line_app(""));
+    let mut stream = connect(pair.front);
+    stream.write_all(b"hi").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 2), "hi");
+    socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("option");
+    drop(stream);
+    wait_for_series(&pair.client, &["connections_closed", "response_flags=\"DC\""]);
 }
 
 // spec: SM-028, SM-039, ID-101
@@ -261,12 +420,14 @@ fn unknown_addresses_are_let_out_or_closed() {
     let mut stream = connect(proxy.addresses[0]);
     stream.write_all(b"hi").expect("sent");
     assert_eq!(read_exactly(&mut stream, 2), "hi");
+    wait_for_series(&proxy, &["connections_opened", "PassthroughCluster"]);
     let closed = format!("mesh: {{outboundPolicy: REGISTRY_ONLY}}\n{}", client_bundle("http", ""));
     proxy.configure(&closed);
     let mut stream = connect(proxy.addresses[0]);
     let mut received = Vec::new();
     let _ = stream.read_to_end(&mut received);
     assert!(received.is_empty());
+    wait_for_series(&proxy, &["BlackHoleCluster", "response_flags=\"UH\""]);
 }
 
 // spec: SM-060, SM-061, SM-063
@@ -288,28 +449,45 @@ fn an_unknown_host_goes_to_the_dialled_address_or_gets_502() {
     let mut client = Client::connect(proxy.addresses[0]);
     client.send("GET / HTTP/1.1\r\nHost: who.knows\r\n\r\n");
     assert_eq!(client.receive().expect("an answer").status(), 200);
+    wait_for_series(
+        &proxy,
+        &["requests_total", "PassthroughCluster", "response_code=\"200\""],
+    );
     proxy.configure(&format!("mesh: {{outboundPolicy: REGISTRY_ONLY}}\n{known}"));
     client.send("GET / HTTP/1.1\r\nHost: who.knows\r\n\r\n");
     let answer = client.receive().expect("an answer");
     assert_eq!((answer.status(), answer.text()), (502, String::new()));
+    wait_for_series(&proxy, &["requests_total", "BlackHoleCluster", "response_code=\"502\""]);
 }
 
 // spec: SM-049, VS-176
 #[test]
 fn a_destination_without_endpoint_closes_the_connection() {
-    let proxy = Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
-        &client_bundle("tcp", ""),
-        &echo_endpoints(&[]),
-        None,
-    );
+    let start = |protocol: &str| {
+        Proxy::start(
+            vec![(
+                SocketAddr::new(address(), 0),
+                Role::Fixed {
+                    destination: virtual_address(),
+                },
+            )],
+            &client_bundle(protocol, ""),
+            &echo_endpoints(&[]),
+            None,
+        )
+    };
+    let proxy = start("tcp");
     let mut stream = connect(proxy.addresses[0]);
     let mut received = Vec::new();
     let _ = stream.read_to_end(&mut received);
     assert!(received.is_empty());
+    wait_for_series(&proxy, &["connections_closed", "response_flags=\"UH\""]);
+    // In HTTP it is an answer.
+    let proxy = start("http");
+    let answer = get(proxy.addresses[0], "/");
+    assert_eq!((answer.status(), answer.text().as_str()), (503, "no healthy upstream"));
+    wait_for_series(
+        &proxy,
+        &["requests_total", "response_code=\"503\"", "response_flags=\"UH\""],
+    );
 }

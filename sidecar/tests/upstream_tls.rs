@@ -430,3 +430,76 @@ fn opaque_bytes_get_tls_without_name_and_protocol_verified_by_the_host() {
     assert!(send(&named, &other).starts_with("HTTP/1.1 200"));
     assert_eq!(other.last().sni.as_deref(), Some("other.example"));
 }
+
+// spec: BYD-060
+#[test]
+fn opaque_bytes_for_a_wildcard_host_need_a_name_that_was_configured() {
+    let ca = Ca::new();
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let target = listener.local_addr().expect("address");
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let seen = got.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut buffer = [0; 64];
+            let count = stream.read(&mut buffer).unwrap_or(0);
+            seen.lock().expect("no panic").push(count);
+        }
+    });
+    let send = |more: &str| {
+        let policy = format!(
+            "protocol: tcp, policy: {{tls: {{originate: {{ca: {}{more}}}}}}}}}",
+            ca.file("ca")
+        );
+        let bundle = client_bundle("tcp", "mesh: {vipFallback: false}\n").replace("protocol: tcp}", &policy);
+        let wild = |text: &str| text.replace("host: echo.app.svc.cluster.local", "host: '*.example'");
+        let destination = virtual_address();
+        let listeners = vec![(SocketAddr::new(address(), 0), Role::Fixed { destination })];
+        let proxy = Proxy::start(
+            listeners,
+            &wild(&bundle),
+            &wild(&echo_endpoints(&[(target, false)])),
+            None,
+        );
+        let mut stream = TcpStream::connect(proxy.addresses[0]).expect("connected");
+        stream.set_read_timeout(Some(LIMIT)).expect("option");
+        let _ = stream.write_all(b"hello");
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.is_empty());
+        std::mem::take(&mut *got.lock().expect("no panic"))
+    };
+    let nothing = send("");
+    assert!(nothing.iter().all(|count| *count == 0), "{nothing:?}");
+    for named in [", sni: a.example", ", subjectAltNames: [a.example]"] {
+        let hello = send(named);
+        assert!(hello.iter().any(|count| *count > 0), "{named}: {hello:?}");
+    }
+}
+
+// spec: BYD-022
+#[test]
+fn tls_of_the_application_is_not_wrapped_a_second_time() {
+    let ca = Ca::new();
+    // Sends back each byte, whatever it is.
+    let listener = TcpListener::bind((address(), 0)).expect("listener");
+    let echo = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut writer = stream.try_clone().expect("clone");
+                let _ = std::io::copy(&mut stream, &mut writer);
+            });
+        }
+    });
+    let proxy = proxy("tcp", &format!("{{ca: {}}}", ca.file("ca")), echo);
+    let sent = support::rules::client_hello("echo.app.svc.cluster.local");
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(proxy.addresses[0]).expect("connected");
+        stream.set_read_timeout(Some(LIMIT)).expect("option");
+        stream.write_all(&sent).expect("sent");
+        let mut back = vec![0; sent.len()];
+        stream.read_exact(&mut back).expect("as it was sent");
+        assert_eq!(back, sent);
+    }
+}

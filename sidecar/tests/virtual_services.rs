@@ -243,6 +243,39 @@ fn the_access_log_names_the_route_and_the_alternative() {
     logged("route=default path=/own");
 }
 
+// spec: SM-060, SM-061
+#[test]
+fn the_access_log_tells_what_is_let_out_from_what_is_not() {
+    let app = App::echo();
+    let log =
+        "{path: /dev/stdout, format: \"route=%ROUTE_NAME% cluster=%UPSTREAM_CLUSTER_RAW% status=%RESPONSE_CODE%\\n\"}";
+    let bundle = |policy: &str| {
+        let mesh = format!("mesh: {{outboundPolicy: {policy}, accessLog: {log}}}\n");
+        format!("{mesh}{}", client_bundle("http", ""))
+    };
+    let volumes = Volumes::new(&Authority::new(), "app/client");
+    volumes.configure(&bundle("ALLOW_ANY"));
+    volumes.endpoints(&[]);
+    let own = address();
+    let front = SocketAddr::new(own, 4000);
+    let proxy = Process::start(&volumes, own, &["--http-proxy", &front.to_string()], &[]).ready();
+    let call = || {
+        let mut client = Client::connect(front);
+        let to = app.address;
+        client.send(&format!("GET http://{to}/ HTTP/1.1\r\nHost: {to}\r\n\r\n"));
+        client.receive().expect("an answer")
+    };
+    let logged = |line: &str| wait_for(line, || proxy.access_log().lines().any(|found| found == line));
+    assert_eq!(call().status(), 200);
+    logged("route=allow_any cluster=PassthroughCluster status=200");
+    let revision = volumes.configure(&bundle("REGISTRY_ONLY"));
+    proxy.wait_for_config(&revision);
+    let answer = call();
+    assert_eq!((answer.status(), answer.text()), (502, String::new()));
+    logged("route=block_all cluster=BlackHoleCluster status=502");
+    assert_eq!(app.count(), 1);
+}
+
 // spec: VS-061
 #[test]
 fn what_is_removed_and_set_is_there_with_the_new_value() {

@@ -296,7 +296,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(error, pack::PackError::TooLarge { .. }), "{error}");
 }
 
-// spec: DLV-023, DLV-048, DLV-080
+// spec: DLV-023, DLV-024, DLV-048, DLV-080
 #[test]
 fn anything_that_does_not_agree_is_rejected_by_file() {
     let files = merged(
@@ -350,6 +350,34 @@ fn anything_that_does_not_agree_is_rejected_by_file() {
     mixed.insert(shard.clone(), other[shard].clone());
     assert_eq!(config(&mixed).expect_err("mixed").reason, Reason::Incomplete);
     assert_eq!(config(&Files::new()), Ok(None));
+}
+
+// spec: DLV-023
+#[test]
+fn a_frame_must_hold_what_its_manifest_says_and_no_more_than_64_mib() {
+    let packed = |content: &[u8], stated: &[u8]| {
+        let frame = pack::compress("endpoints", content).expect("compressed");
+        let manifest = EndpointsManifest {
+            schema: SCHEMA,
+            requires: Vec::new(),
+            shards: 1,
+            length: frame.len() as u64,
+            sha256: pack::sha256(&frame),
+            content_sha256: pack::sha256(stated),
+        };
+        let (manifest_file, content_file) = pack::endpoint_files(0);
+        let manifest = serde_json::to_vec(&manifest).expect("JSON");
+        endpoints(&Files::from([(manifest_file, manifest), (content_file, frame)]), 0)
+    };
+    let content = b"{\"hosts\":[]}";
+    assert!(packed(content, content).expect("loads").is_some());
+    let other = packed(content, b"{\"hosts\": []}").expect_err("rejected");
+    assert_eq!(other.reason, Reason::Checksum);
+    let mut most = content.to_vec();
+    most.resize(64 << 20, b' ');
+    assert!(packed(&most, &most).expect("loads").is_some());
+    most.push(b' ');
+    assert_eq!(packed(&most, &most).expect_err("rejected").reason, Reason::TooLarge);
 }
 
 fn host(name: &str, address: &str) -> HostInput {

@@ -219,3 +219,95 @@ pub fn subnet(text: &str) -> Option<(IpAddr, u8)> {
 const MAX_LABELS: usize = 4096;
 /// What a proxy spends on one compiled expression at most: it refuses to load a larger one.
 const REGEX_SIZE_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_fine(check: impl FnOnce(&mut Report)) -> bool {
+        let mut report = Report::default();
+        check(&mut report);
+        report.errors.is_empty()
+    }
+
+    // spec: SM-122
+    #[test]
+    fn ports_are_1_to_65535() {
+        let fine = |number| is_fine(|report| port(report, "p", number));
+        assert!(fine(1) && fine(65535));
+        assert!(!fine(0) && !fine(-1) && !fine(65536));
+    }
+
+    // spec: SM-121
+    #[test]
+    fn durations_are_whole_milliseconds_and_zero_where_that_is_said() {
+        let fine = |text: &str, zero| is_fine(|report| duration(report, "d", &Duration::parse(text), zero));
+        for zero in [true, false] {
+            assert!(fine("1ms", zero) && fine("1.5s", zero) && fine("1h10m", zero));
+            assert!(!fine("999us", zero) && !fine("1500us", zero) && !fine("1.0005s", zero) && !fine("10ns", zero));
+            assert!(!fine("soon", zero));
+            assert_eq!(fine("0s", zero), zero);
+        }
+    }
+
+    // spec: SM-127
+    #[test]
+    fn shares_of_faults_are_not_too_small_and_none_is_more_than_all() {
+        let fine = |value, fault| is_fine(|report| percent(report, "p", Some(Percent { value }), fault));
+        for value in [0.0, 0.0001, 0.5, 100.0] {
+            assert!(fine(value, true) && fine(value, false), "{value}");
+        }
+        assert!(fine(0.00009, false) && !fine(0.00009, true));
+        for value in [-0.1, 100.1, f64::NAN] {
+            assert!(!fine(value, true) && !fine(value, false), "{value}");
+        }
+    }
+
+    // spec: SM-123
+    #[test]
+    fn expressions_are_of_re2_and_not_longer_than_a_kibibyte() {
+        let fine = |expression: &str| is_fine(|report| regex(report, "r", expression));
+        assert!(fine("a") && fine("a|b") && fine("(?i)a[^/]+") && fine(&"a".repeat(1024)));
+        assert!(!fine("") && !fine(&"a".repeat(1025)));
+        for bad in ["(?=a)", "(?!a)", "(?<=a)", r"(a)\1", "(", "a)(b"] {
+            assert!(!fine(bad), "{bad}");
+        }
+    }
+
+    // spec: SM-071
+    #[test]
+    fn visibility_is_a_list_of_namespaces_without_repetition() {
+        let fine = |entries: &[&str]| {
+            let entries: Vec<String> = entries.iter().map(|entry| (*entry).to_owned()).collect();
+            is_fine(|report| export_to(report, "e", &entries, "own"))
+        };
+        for good in [&[][..], &["."], &["*"], &["own"], &[".", "a", "b-1"]] {
+            assert!(fine(good), "{good:?}");
+        }
+        for bad in [
+            &["a", "a"][..],
+            &[".", "."],
+            &[".", "own"],
+            &["*", "a"],
+            &["a", "*"],
+            &["~"],
+            &["A"],
+            &["a.b"],
+        ] {
+            assert!(!fine(bad), "{bad:?}");
+        }
+    }
+
+    // spec: SM-124
+    #[test]
+    fn a_dry_run_is_refused_whatever_it_says() {
+        for value in ["true", "false", ""] {
+            let metadata = ObjectMeta {
+                annotations: Some([("istio.io/dry-run".to_owned(), value.to_owned())].into()),
+                ..ObjectMeta::default()
+            };
+            assert!(!is_fine(|report| no_dry_run(report, &metadata)), "{value:?}");
+        }
+        assert!(is_fine(|report| no_dry_run(report, &ObjectMeta::default())));
+    }
+}

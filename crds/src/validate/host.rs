@@ -94,7 +94,10 @@ mod tests {
         ] {
             assert_eq!(problem(good), None, "{good}");
         }
-        let long = "a".repeat(64);
+        // 255 characters, and one more.
+        let most = [&"a".repeat(63)[..]; 4].join(".");
+        assert_eq!((most.len(), problem(&most)), (255, None));
+        let (long, longer) = ("a".repeat(64), format!("{most}."));
         for bad in [
             "",
             "a.*.com",
@@ -105,6 +108,11 @@ mod tests {
             "-a",
             "1.2.3.400",
             &long,
+            &longer,
+            "a.1",
+            "a.b.99",
+            "a.*",
+            "**.x",
             "a_b",
         ] {
             assert!(problem(bad).is_some(), "{bad}");
@@ -120,7 +128,11 @@ mod tests {
         );
         assert_eq!(expand("reviews.prod", "x", "cluster.local"), "reviews.prod");
         assert_eq!(expand("*", "x", "cluster.local"), "*");
-        assert_eq!(expand("10.0.0.1", "x", "cluster.local"), "10.0.0.1");
+        for kept in ["10.0.0.1", "fd00::1", "*.x", "*-x", "a.b.svc.cluster.local"] {
+            assert_eq!(expand(kept, "x", "cluster.local"), kept);
+        }
+        assert_eq!(expand("Reviews", "prod", "example.org"), "reviews.prod.svc.example.org");
+        assert_eq!(expand("reviews.prod.", "x", "cluster.local"), "reviews.prod");
     }
 
     // spec: SM-057

@@ -263,6 +263,59 @@ fn process(config: &MeshConfig) -> wire::Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::stage::{self, bundle, render};
+
+    // spec: SM-029, SM-060, SM-114, SM-115, SM-116, LIFE-034
+    #[test]
+    fn a_mesh_that_says_nothing_has_the_defaults() {
+        let of = |documents: &str| bundle(&render(documents), "app/client").mesh;
+        let default = of("");
+        assert_eq!(default.outbound_policy, wire::OutboundPolicy::AllowAny);
+        assert_eq!(default.path_normalization, wire::PathNormalization::Base);
+        assert_eq!((default.connect_timeout_ms, default.dns_refresh_ms), (10_000, 60_000));
+        assert_eq!((default.detection_timeout_ms, default.drain_ms), (0, 45_000));
+        assert_eq!(
+            (default.http_proxy_port, default.process.clone()),
+            (None, wire::Process::default())
+        );
+        assert!(!default.istio_compatibility && !default.endpoint_lookup && default.vip_fallback);
+        let set = of(&stage::mesh(
+            "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\npathNormalization: {normalization: MERGE_SLASHES}\nconnectTimeout: \
+             3s\ndnsRefreshRate: 7s\nprotocolDetectionTimeout: 100ms\ndefaultConfig: {drainDuration: 9s}",
+        ));
+        assert_eq!(set.outbound_policy, wire::OutboundPolicy::RegistryOnly);
+        assert_eq!(set.path_normalization, wire::PathNormalization::MergeSlashes);
+        assert_eq!((set.connect_timeout_ms, set.dns_refresh_ms), (3_000, 7_000));
+        assert_eq!((set.detection_timeout_ms, set.drain_ms), (100, 9_000));
+        let empty = of(&stage::mesh("outboundTrafficPolicy: {}"));
+        assert_eq!(empty.outbound_policy, wire::OutboundPolicy::AllowAny);
+    }
+
+    // spec: SM-109
+    #[test]
+    fn applications_are_reached_at_the_pods_address_unless_the_mesh_says_loopback() {
+        let of = |text: &str| bundle(&render(&stage::mesh(text)), "app/client").inbound.destination;
+        assert_eq!(of(""), wire::InboundDestination::Passthrough);
+        assert_eq!(of("inboundTrafficPolicy: {}"), wire::InboundDestination::Passthrough);
+        let mode = |mode: &str| of(&format!("inboundTrafficPolicy: {{mode: {mode}}}"));
+        assert_eq!(mode("PASSTHROUGH"), wire::InboundDestination::Passthrough);
+        assert_eq!(mode("LOCALHOST"), wire::InboundDestination::Localhost);
+    }
+
+    // spec: SM-117
+    #[test]
+    fn the_meshs_retries_replace_the_default_and_none_is_a_number_too() {
+        let of = |text: &str| bundle(&render(&stage::mesh(text)), "app/client").mesh.retry;
+        assert_eq!(of(""), wire::RetryPolicy::default());
+        assert_eq!(wire::RetryPolicy::default().attempts, 2);
+        let attempts = |n: u32| of(&format!("defaultHttpRetryPolicy: {{attempts: {n}}}")).attempts;
+        assert_eq!((attempts(0), attempts(7)), (0, 7));
+        let stated = of("defaultHttpRetryPolicy: {attempts: 3, retryOn: reset, perTryTimeout: 2s}");
+        assert_eq!(
+            (stated.on, stated.per_try_timeout_ms),
+            (vec!["reset".to_owned()], Some(2_000))
+        );
+    }
 
     // spec: LIFE-050, NET-011
     #[test]

@@ -650,6 +650,21 @@ mod tests {
             ("http", Some("foo"), 80, Protocol::Auto),
             ("tcp", Some("http"), 80, Protocol::Http),
             ("tcp", Some("kubernetes.io/h2c"), 80, Protocol::Http2),
+            ("tcp", Some("kubernetes.io/ws"), 80, Protocol::Http),
+            ("http", Some("kubernetes.io/wss"), 80, Protocol::Tls),
+            ("tcp", Some("GRPC-x"), 80, Protocol::Grpc),
+            ("http", Some("foo"), 53, Protocol::Tcp),
+            ("http_proxy", None, 80, Protocol::Http),
+            ("Tls-x", None, 80, Protocol::Tls),
+            ("tcp-http", None, 80, Protocol::Tcp),
+            ("mongo", None, 80, Protocol::Tcp),
+            ("redis-main", None, 80, Protocol::Tcp),
+            // A protocol that is declared counts on every port.
+            ("http", None, 3306, Protocol::Http),
+            ("web", None, 25, Protocol::Tcp),
+            ("", None, 53, Protocol::Tcp),
+            ("", None, 27017, Protocol::Tcp),
+            ("", None, 26, Protocol::Auto),
         ];
         for (name, app_protocol, number, expected) in cases {
             assert_eq!(
@@ -663,8 +678,9 @@ mod tests {
     // spec: SM-040
     #[test]
     fn the_bare_name_is_the_own_namespaces_alone() {
-        assert!(names("s", "a", "a", "cluster.local").contains(&"s".to_owned()));
-        assert!(!names("s", "a", "b", "cluster.local").contains(&"s".to_owned()));
+        let anywhere = ["s.a", "s.a.svc", "s.a.svc.example.local"];
+        assert_eq!(names("s", "a", "b", "example.local"), anywhere);
+        assert_eq!(names("s", "a", "a", "example.local"), [&anywhere[..], &["s"]].concat());
     }
 
     // spec: SM-069, SM-070
@@ -674,5 +690,8 @@ mod tests {
         assert_eq!(visibility(&list(&["a", "*"]), "x"), None);
         assert_eq!(visibility(&list(&["."]), "x"), Some(BTreeSet::from(["x".to_owned()])));
         assert_eq!(visibility(&list(&["~"]), "x"), Some(BTreeSet::new()));
+        let both = BTreeSet::from(["a".to_owned(), "x".to_owned()]);
+        assert_eq!(visibility(&list(&["a", "."]), "x"), Some(both));
+        assert_eq!(visibility(&[], "x"), None);
     }
 }

@@ -58,7 +58,12 @@ spec:
 ";
 
 pub(super) fn render(documents: &str) -> Output {
-    let mut store = Store::new(Settings::default());
+    render_under(Settings::default(), documents)
+}
+
+/// As [`render`], where the operator is set up in another way.
+pub(super) fn render_under(settings: Settings, documents: &str) -> Output {
+    let mut store = Store::new(settings);
     for document in STAGE.split("\n---\n").chain(documents.split("\n---\n")) {
         if document.trim().is_empty() {
             continue;

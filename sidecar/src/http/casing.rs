@@ -96,6 +96,15 @@ mod tests {
 
     // spec: BYD-020
     #[test]
+    fn what_others_put_into_the_fields_of_the_hop_is_removed() {
+        let mut received = headers(&[("a", "1"), (NAMES, "A"), (PHRASE, "Mine"), ("b", "2")]);
+        assert!(remove(&mut received));
+        assert_eq!(received, headers(&[("a", "1"), ("b", "2")]));
+        assert!(!remove(&mut received));
+    }
+
+    // spec: BYD-020
+    #[test]
     fn a_list_that_does_not_fit_invents_nothing() {
         let mut received = headers(&[("a", "1"), (NAMES, "Host,A,A,Cookie")]);
         assert!(restore(&mut received));

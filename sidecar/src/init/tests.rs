@@ -116,6 +116,18 @@ fn exclusions_stand_before_inclusions() {
     );
 }
 
+// spec: NET-023
+#[test]
+fn the_status_port_that_is_set_takes_the_place_of_the_default() {
+    let (inbound, _) = text(&["--status-port", "16020"]);
+    let left = |port: u16| inbound.contains(&format!("meta l4proto tcp th dport {port} return"));
+    assert_eq!(
+        [15020, 16020, 15021, 15090].map(left),
+        [false, true, true, true],
+        "{inbound:#?}"
+    );
+}
+
 // spec: NET-112, LOC-026
 #[test]
 fn a_mark_stands_in_place_of_user_and_group() {

@@ -125,6 +125,40 @@ async fn a_name_is_looked_up_once_when_it_is_used_and_all_its_addresses_are_endp
     assert!(Arc::ptr_eq(&again.0.expect("some"), &again.1.expect("some")));
 }
 
+// spec: BYD-041, SM-115
+#[tokio::test]
+async fn after_failures_pauses_double_up_to_the_rate_and_a_name_without_use_is_left_alone() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (fails, capped, lasts) = tokio::join!(
+        Server::start(None, 1),
+        Server::start(None, 1),
+        Server::start(Some(vec![[10, 0, 0, 1]]), 1)
+    );
+    let host = host(false, &["a.example"]);
+    let all = [(&fails, RATE), (&capped, Duration::from_secs(2)), (&lasts, RATE)]
+        .map(|(server, rate)| (server, server.lookups(&directory), rate));
+    // How often one look-up asks.
+    let mut once = [0; 3];
+    for ((server, lookups, rate), once) in all.iter().zip(&mut once) {
+        lookups.ready(&host, *rate).await;
+        *once = server.asked();
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(6300) {
+        for (_, lookups, rate) in &all[..2] {
+            lookups.ready(&host, *rate).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let asked: Vec<_> = all
+        .iter()
+        .zip(once)
+        .map(|((server, ..), once)| server.asked() / once)
+        .collect();
+    // After 1, 3 (and 7) seconds; after 1, 3, 5; and the answer that nobody wants any more expired five times.
+    assert_eq!(asked, [3, 4, 1]);
+}
+
 // spec: SE-028
 #[tokio::test]
 async fn of_the_first_address_alone_the_others_are_none() {

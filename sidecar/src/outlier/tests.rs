@@ -258,7 +258,7 @@ async fn a_configuration_without_outlier_detection_forgets_what_was_counted() {
     assert!(one[0].is_ejected(Instant::now()));
 }
 
-// spec: DR-097, DR-099
+// spec: DR-097, DR-099, SM-100
 #[tokio::test(start_paused = true)]
 async fn a_share_of_endpoints_stays() {
     let peers = peers(10);
@@ -271,6 +271,13 @@ async fn a_share_of_endpoints_stays() {
     assert!(!fails(&policy, &peers, &peers[1], 9, Outcome::Failed));
     assert!(panics(&policy, &peers, Instant::now()));
     assert!(!panics(&Outlier::default(), &peers, Instant::now()));
+    // Nine of ten are well: enough where that is what is asked for.
+    let at_least = |min_health_percent| Outlier {
+        min_health_percent,
+        ..Outlier::default()
+    };
+    assert!(!panics(&at_least(90), &peers, Instant::now()));
+    assert!(panics(&at_least(91), &peers, Instant::now()));
 }
 
 // spec: DR-100

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Bytes that are handed over at once.
 const PIECE: usize = 64 * 1024;
@@ -21,7 +21,12 @@ pub enum Content {
     /// In one piece.
     Full(Option<Bytes>),
     /// From a thread that waits for its reader.
-    Stream(mpsc::Receiver<Bytes>),
+    Stream {
+        /// What it has written.
+        pieces: mpsc::Receiver<Bytes>,
+        /// Its place among the requests that are answered at once.
+        place: Option<OwnedSemaphorePermit>,
+    },
 }
 
 impl Default for Content {
@@ -49,7 +54,17 @@ impl Content {
             // A reader that has gone ends the writing.
             let _ = write(&mut out).and_then(|()| out.flush());
         });
-        Self::Stream(content)
+        Self::Stream {
+            pieces: content,
+            place: None,
+        }
+    }
+
+    /// Gives a place back at the end of the body: what is in one piece has been made already.
+    pub fn hold(&mut self, taken: OwnedSemaphorePermit) {
+        if let Self::Stream { place, .. } = self {
+            *place = Some(taken);
+        }
     }
 }
 
@@ -60,7 +75,7 @@ impl Body for Content {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(pieces) => pieces
+            Self::Stream { pieces, .. } => pieces
                 .poll_recv(cx)
                 .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
         }
@@ -73,7 +88,7 @@ impl Body for Content {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream { .. } => SizeHint::default(),
         }
     }
 }

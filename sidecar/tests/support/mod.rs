@@ -623,9 +623,19 @@ impl Client {
         self.receive().expect("an answer")
     }
 
-    /// Whether the peer has ended the connection.
+    /// Whether the peer has ended the connection, in order or by a reset; not one that is open and silent.
     pub fn is_closed(&mut self) -> bool {
-        self.buffer.is_empty() && !more(&mut self.stream, &mut self.buffer)
+        if !self.buffer.is_empty() {
+            return false;
+        }
+        let mut chunk = [0; 16384];
+        match self.stream.read(&mut chunk) {
+            Ok(count) => {
+                self.buffer.extend_from_slice(&chunk[..count]);
+                count == 0
+            }
+            Err(e) => !matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
+        }
     }
 }
 

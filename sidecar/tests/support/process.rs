@@ -52,8 +52,13 @@ impl Volumes {
 
     /// Publishes a configuration; gives its revision.
     pub fn configure(&self, bundle: &str) -> String {
+        self.configure_within(bundle, &Limits::default())
+    }
+
+    /// As [`Self::configure`], packed as the limits say.
+    pub fn configure_within(&self, bundle: &str, limits: &Limits) -> String {
         let wire: wire::Bundle = serde_yaml::from_str(bundle).expect("the test's bundle");
-        let packed = pack::config(&wire, &inputs(), &Limits::default()).expect("packed");
+        let packed = pack::config(&wire, &inputs(), limits).expect("packed");
         self.replace(|name| !name.starts_with("ep-"), packed.shards);
         packed.revision
     }

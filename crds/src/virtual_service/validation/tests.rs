@@ -57,7 +57,10 @@ fn hosts_gateways_and_visibility() {
     let legacy =
         report(json!({"hosts": ["a"], "gateways": ["gw.shop.svc.cluster.local", "shop/gw", "gw"], "http": rule}));
     assert!(legacy.errors.is_empty() && legacy.warnings.len() == 1, "{legacy:?}");
-    for bad in ["./gw", "a/", "a/b/c", "_"] {
+    assert!(legacy.warnings[0].contains("gw.shop.svc.cluster.local"), "{legacy:?}");
+    let own = report(json!({"hosts": ["a"], "gateways": ["mesh", "shop/gw", "gw"], "http": rule}));
+    assert!(own.errors.is_empty() && own.warnings.is_empty(), "{own:?}");
+    for bad in ["./gw", "a/", "/gw", "", "a/b/c", "_", "Shop_/gw", "shop/g_w", "-gw"] {
         assert_eq!(
             paths(json!({"hosts": ["a"], "gateways": [bad], "http": rule})),
             ["spec.gateways[0]"],

@@ -59,6 +59,8 @@ fn the_slices_of_a_service_are_its_endpoints_and_nothing_else_is() {
             "addressType: IPv4\nports: [{name: tcp, port: 91}]\nendpoints: [{addresses: [10.4.0.1]}]",
         )
         + &slice("echo-4", "echo", "addressType: FQDN\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [a.example]}]")
+        // Of names, even if they read like addresses.
+        + &slice("echo-6", "echo", "addressType: FQDN\nports: [{name: http, port: 80}]\nendpoints: [{addresses: [10.4.0.6]}]")
         + &slice("echo-5", "echo", "addressType: IPv4\nports: [{name: http, port: 1}]\nendpoints: [{addresses: [10.4.0.5]}]")
             .replace("kubernetes.io/service-name", "example.com/service-name")
         // A Service without selector has the slices that its owner keeps.
@@ -112,6 +114,51 @@ fn only_ready_endpoints_are_used_even_if_none_is() {
     assert_eq!(endpoints(&render(&of_echo(none)), ECHO), [""; 0]);
 }
 
+// spec: SM-076
+#[test]
+fn each_address_of_a_headless_service_is_known_whether_ready_or_not() {
+    let documents = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: app}\nspec: {clusterIP: None, clusterIPs: \
+                     [None], selector: {app: db}, ports: [{name: tcp, port: 5432}]}\n"
+        .to_owned()
+        + &slice(
+            "db-1",
+            "db",
+            "addressType: IPv4\nports: [{name: tcp, port: 5432}]\nendpoints: [{addresses: [10.4.0.1]}, {addresses: \
+             [10.4.0.2], conditions: {ready: false}}]",
+        );
+    assert_eq!(
+        endpoints(&render(&documents), "db.app.svc.cluster.local"),
+        ["10.4.0.1 tcp=5432 Ready", "10.4.0.2 tcp=5432 Unready"]
+    );
+}
+
+// spec: SM-005
+#[test]
+fn subsets_choose_by_all_labels_of_the_pod_and_none_of_the_service() {
+    let labels =
+        "{app: echo, version: v1, app.kubernetes.io/version: '2', example.com/tier: gold, pod-template-hash: abc}";
+    let documents = format!(
+        "\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: one, namespace: app, labels: {labels}}}\nspec: {{containers: \
+         [{{name: c, image: i}}]}}\nstatus: {{podIP: 10.4.0.1, podIPs: [{{ip: 10.4.0.1}}]}}\n"
+    ) + "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: echo, namespace: app, labels: {of: service}}\nspec: {clusterIPs: \
+         [10.0.0.1], selector: {app: echo}, ports: [{name: http, port: 80}]}\n"
+        + &of_echo("[{addresses: [10.4.0.1], targetRef: {kind: Pod, name: one, namespace: app}}]");
+    let output = render(&documents);
+    let table = table(&output);
+    let found = &table.host(ECHO).expect("listed").endpoints[0].labels;
+    let found: Vec<String> = found.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    // What differs from pod to pod is left out.
+    assert_eq!(
+        found,
+        [
+            "app=echo",
+            "app.kubernetes.io/version=2",
+            "example.com/tier=gold",
+            "version=v1"
+        ]
+    );
+}
+
 // spec: SM-101, SM-102
 #[test]
 fn locality_is_that_of_the_pods_node_whatever_hints_say() {
@@ -151,6 +198,74 @@ fn locality_is_that_of_the_pods_node_whatever_hints_say() {
         .map(|e| e.locality.as_deref())
         .collect();
     assert_eq!(localities, [Some("r/z1"), Some("r/z2")]);
+}
+
+// spec: SM-101
+#[test]
+fn labels_of_a_pod_say_where_it_is_before_those_of_its_node_and_older_ones_will_do() {
+    let object = |labels: &[(&str, &str)]| k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+        labels: Some(labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
+        ..Default::default()
+    };
+    let node = |labels: &[(&str, &str)]| {
+        let node = Node {
+            metadata: object(labels),
+            ..Node::default()
+        };
+        node_locality(&node)
+    };
+    let (region, zone) = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone");
+    let (old_region, old_zone) = (
+        "failure-domain.beta.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/zone",
+    );
+    let subzone = "topology.istio.io/subzone";
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(node(&[(region, "r"), (zone, "z"), (subzone, "s")]), some("r/z/s"));
+    assert_eq!(node(&[(old_region, "r"), (old_zone, "z")]), some("r/z"));
+    assert_eq!(
+        node(&[(region, "r"), (old_region, "x"), (zone, "z"), (old_zone, "y")]),
+        some("r/z")
+    );
+    assert_eq!(
+        node(&[(region, "r"), (subzone, "s")]),
+        some("r"),
+        "a subzone of no zone is none"
+    );
+    assert_eq!(node(&[(zone, "z")]), None);
+    let pod = |labels: &[(&str, &str)]| {
+        let pod = Pod {
+            metadata: object(labels),
+            spec: Some(k8s_openapi::api::core::v1::PodSpec {
+                node_name: some("n"),
+                ..Default::default()
+            }),
+            ..Pod::default()
+        };
+        locality(&BTreeMap::from([("n".to_owned(), "of/node".to_owned())]), &pod)
+    };
+    assert_eq!(pod(&[]), some("of/node"));
+    assert_eq!(pod(&[("istio-locality", "r.z.s")]), some("r/z/s"));
+    assert_eq!(
+        pod(&[("topology.istio.io/locality", "r/z.1"), ("istio-locality", "x")]),
+        some("r/z.1")
+    );
+    assert_eq!(pod(&[("topology.istio.io/locality", "")]), some("of/node"));
+}
+
+// spec: SM-091, SM-092, SM-096, SM-097
+#[test]
+fn an_address_in_two_slices_has_the_ports_of_both() {
+    let with = |name: &str, port: &str| {
+        let rest = format!("addressType: IPv4\nports: [{port}]\nendpoints: [{{addresses: [10.4.0.1]}}]");
+        slice(name, "echo", &rest)
+    };
+    let both = with("echo-1", "{name: http, port: 8080}") + &with("echo-2", "{port: 90}");
+    assert_eq!(
+        endpoints(&render(&both), ECHO),
+        ["10.4.0.1 =90,http=8080 Ready"],
+        "a port without a name is known, too"
+    );
 }
 
 // spec: SM-009, SM-010

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use weft_bundle::load;
 use weft_bundle::wire::{Distribute, Failover, Host, Locality, SharedLabel, ZoneAware};
 
@@ -553,6 +555,13 @@ fn zones_come_from_the_rule_else_from_the_mesh_before_its_other_preference() {
     let everywhere =
         mesh("zoneAwareLbSetting: {minClusterSize: 3}\nlocalityLbSetting: {distribute: [{from: 'a/*', to: {b: 100}}]}");
     assert_eq!(locality(&everywhere), zones(&[region], &[], 3));
+    // What the service itself says comes before both of the mesh's.
+    let close = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: echo, namespace: app}\nspec: {clusterIPs: [10.0.0.1], ports: \
+                 [{name: auto, port: 70}, {name: http, port: 80}], trafficDistribution: PreferClose}\n";
+    let Some(Locality::Failover(own)) = locality(&(everywhere.clone() + close)) else {
+        panic!("no preference")
+    };
+    assert_eq!((own.labels.len(), own.zones), (3, None));
     let off =
         mesh("zoneAwareLbSetting: {enabled: false}\nlocalityLbSetting: {distribute: [{from: 'a/*', to: {b: 100}}]}");
     assert_eq!(locality(&off), None, "nor the level below");
@@ -881,6 +890,16 @@ fn services_are_seen_by_whom_they_are_exported_to() {
         assert_eq!(sees(annotation, "app/client").is_some(), app, "{annotation}");
         assert_eq!(sees(annotation, "other/client").is_some(), other, "{annotation}");
     }
+    // Without a word of its own the mesh's counts.
+    let own_alone = mesh("defaultServiceExportTo: ['.']");
+    let names = |documents: &str, client: &str| -> Vec<String> {
+        let hosts = bundle(&render(documents), client).hosts;
+        hosts.into_iter().map(|host| host.name).collect()
+    };
+    assert_eq!(names("", "other/client"), ["echo"]);
+    assert_eq!(names(&own_alone, "other/client"), [""; 0]);
+    assert_eq!(names(&own_alone, "app/client"), ["echo"]);
+    assert_eq!(names(&(own_alone + &service("*")), "other/client"), ["priv"]);
     let host = sees("*", "other/client").expect("seen");
     assert!(host.node_local);
     assert_eq!(host.addresses.len(), 2, "dual stack: every address");
@@ -901,6 +920,11 @@ fn an_external_name_is_a_further_name_of_its_target() {
              ExternalName, externalName: {target}, ports: [{{name: http, port: 80}}]}}\n"
         )
     };
+    let routes = |name: &str| {
+        let spec =
+            format!("{{hosts: [{name}.app.svc.cluster.local], http: [{{route: [{{destination: {{host: echo}}}}]}}]}}");
+        rule("app", name, 1, &spec).replace("DestinationRule", "VirtualService")
+    };
     let documents = alias("alias", "app", "Echo.app.svc.cluster.local.", "")
         + &alias("chain", "app", "alias.app.svc.cluster.local", "")
         + &alias("loop", "app", "loop.app.svc.cluster.local", "")
@@ -913,7 +937,10 @@ fn an_external_name_is_a_further_name_of_its_target() {
         )
         + &rule("app", "a", 1, &format!("{{host: alias, {RANDOM}}}"))
         + "\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: other}\nspec: \
-           {hosts: [made.up], http: [{route: [{destination: {host: alias.app.svc.cluster.local, port: {number: 80}}}]}]}\n";
+           {hosts: [made.up], http: [{route: [{destination: {host: alias.app.svc.cluster.local, port: {number: 80}}}]}]}\n"
+        // Without ports an alias has routes of its own under its full name on port 80 alone.
+        + &alias("bare", "app", "echo.app.svc.cluster.local", "").replace(", ports: [{name: http, port: 80}]", "")
+        + &["bare", "mine", "out"].map(routes).concat();
     let output = render(&documents);
     let own = bundle(&output, "app/client");
     let host = own.hosts.iter().find(|h| h.name == "echo").expect("echo");
@@ -941,6 +968,27 @@ fn an_external_name_is_a_further_name_of_its_target() {
         host.ports[1].policy.load_balancer,
         LoadBalancer::LeastRequest,
         "rules are those of the target"
+    );
+    let of_routes = |table: &str| {
+        let own = own.domains.iter().filter(|d| d.http == format!("app/{table}"));
+        own.map(|d| (d.port, d.domains.join(" "))).collect::<BTreeSet<_>>()
+    };
+    let on_80 = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (80, (*name).to_owned()))
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(of_routes("bare"), on_80(&["bare.app.svc.cluster.local"]));
+    assert_eq!(
+        of_routes("mine"),
+        on_80(&["mine", "mine.app", "mine.app.svc", "mine.app.svc.cluster.local"])
+    );
+    // The mesh does not know what it stands for: a name like any other that no service has.
+    let out = of_routes("out");
+    assert!(
+        out.iter().all(|(_, names)| names == "out.app.svc.cluster.local"),
+        "{out:?}"
     );
     let other = bundle(&output, "other/client");
     let host = other.hosts.iter().find(|h| h.name == "echo").expect("echo");

@@ -1,6 +1,6 @@
 use weft_bundle::wire::{Bundle, InboundTarget, OutboundPolicy, Protocol};
 
-use super::super::stage::{bundle, mesh, render, rule, service, sidecar, virtual_service};
+use super::super::stage::{bundle, mesh, render, render_under, rule, service, sidecar, virtual_service};
 
 /// A service `b` in `other` with ports 80 (http) and 81 (tcp), and another one `c` there.
 fn others() -> String {
@@ -93,6 +93,35 @@ fn one_sidecar_applies_and_nothing_is_merged() {
         .expect("a report")
         .1;
     assert_eq!(report.refused.as_ref().expect("refused").0, "Conflicted");
+}
+
+// spec: SM-126
+#[test]
+fn an_invalid_sidecar_is_as_if_it_were_not_there() {
+    let of = |hosts: &str| {
+        let spec = format!("{{egress: [{{hosts: [{hosts}]}}], outboundTrafficPolicy: {{}}}}");
+        let output = render(&sidecar("app", "s", 1, &spec));
+        let refused = output.reports.values().find_map(|report| report.refused.clone());
+        let client = bundle(&output, "app/client");
+        (client.mesh.outbound_policy, client.hosts.len(), refused.map(|r| r.0))
+    };
+    assert_eq!(of("'~/*'"), (OutboundPolicy::RegistryOnly, 0, None));
+    assert_eq!(of("'~/*', nonsense"), (OutboundPolicy::AllowAny, 1, Some("Invalid")));
+}
+
+// spec: SM-001
+#[test]
+fn hosts_end_in_the_domain_of_the_cluster() {
+    let settings = crate::world::Settings {
+        cluster_domain: "corp.example".into(),
+        ..Default::default()
+    };
+    let output = render_under(settings, "");
+    let client = bundle(&output, "app/client");
+    assert_eq!(client.hosts[0].host, "echo.app.svc.corp.example");
+    let domains = &client.hosts[0].domains;
+    assert!(domains.contains(&"echo.app.svc.corp.example".to_owned()), "{domains:?}");
+    assert!(!domains.iter().any(|d| d.contains("cluster.local")), "{domains:?}");
 }
 
 // spec: SE-069

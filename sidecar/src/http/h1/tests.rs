@@ -126,6 +126,17 @@ proptest! {
     }
 }
 
+// spec: BYD-020
+#[test]
+fn a_phrase_keeps_its_bytes_whatever_they_are() {
+    for phrase in [&b"Gut \xfc"[..], b"All  Fine", b""] {
+        let text = [b"HTTP/1.1 200 ", phrase, b"\r\nA: \xfc b\r\n\r\n"].concat();
+        let head = parse::response(&Bytes::from(text.clone()), false).expect("legal").head;
+        assert_eq!(head.reason, phrase);
+        assert_eq!(head.headers.get("a").map(|value| &value[..]), Some(&b"\xfc b"[..]));
+    }
+}
+
 // spec: AUTHZ-113
 #[test]
 fn chunk_sizes_that_parsers_disagree_on_are_refused() {
