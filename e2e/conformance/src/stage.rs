@@ -94,6 +94,8 @@ const NAMESPACES: &[(&str, bool)] = &[
     (GATE_NAMESPACE, false),
     (OUTSIDE_NAMESPACE, false),
     (INGRESS, false),
+    // Where the recorded mesh had its control plane.
+    ("istio-system", false),
 ];
 /// Namespace of the server outside.
 pub(crate) const OUTSIDE_NAMESPACE: &str = "outside";
