@@ -290,6 +290,8 @@ pub struct Exchange {
     pub route: Option<Arc<str>>,
     /// A policy asked for a mark in the log (AUTHZ-021).
     pub audited: bool,
+    /// The client's connection ends with the answer, where it has no other requests on it.
+    pub closes: bool,
     /// The request and when it was allowed, for decisions on what goes on after its answer has begun (BYD-002).
     pub asked: Option<(RequestHead, Since)>,
     /// The client's workload, where known.
@@ -381,6 +383,7 @@ impl Exchange {
             attempts: 0,
             route: None,
             audited: false,
+            closes: false,
             asked: None,
             source: None,
             destination: None,

@@ -232,6 +232,7 @@ pub enum Audience {
 #[must_use]
 pub fn rescue(failure: Failure, exchange: &mut Exchange, audience: Audience) -> Response {
     exchange.flags |= failure.flags;
+    exchange.closes |= failure.close;
     let mut head = local_reply(failure.status, &failure.body, exchange.grpc);
     if let Some(code) = failure.grpc_code.filter(|_| exchange.grpc) {
         head.headers.set("grpc-status", code.to_string());
