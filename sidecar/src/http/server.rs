@@ -348,7 +348,7 @@ async fn exchange_http1(
         discard_ready(&conn);
     }
     let draining = handler.is_leaving(worker);
-    let refused = exchange.closes || exchange.flags.contains(Flags::DPE) || request.upgrade == Upgrade::Other;
+    let refused = exchange.closes || request.upgrade == Upgrade::Other;
     let is_connect = *exchange.method == *b"CONNECT";
     let unread = !conn.borrow().body_is_end() && matches!(response.body, Body::Empty | Body::Full(_));
     let mut shape = Shape::of(&mut response, version, to_head);
