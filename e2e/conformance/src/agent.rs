@@ -90,39 +90,54 @@ impl Agents {
             stream.write_all(body.as_bytes()).await?;
             let mut answer = Vec::new();
             // What forwards the connection may tell of its end a second later.
-            while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
+            while !Answer::of(&answer)?.is_some_and(|answer| answer.is_whole) && stream.read_buf(&mut answer).await? > 0
+            {
+            }
             anyhow::Ok(answer)
         };
         let answer = timeout(limit, exchange).await;
         let answer = answer
             .with_context(|| format!("the agent of {pod} did not answer within {limit:?}"))?
             .with_context(|| format!("ask the agent of {pod}"))?;
-        let mut fields = [httparse::EMPTY_HEADER; 32];
-        let mut response = httparse::Response::new(&mut fields);
-        let httparse::Status::Complete(length) = response.parse(&answer).context("answer of an agent")? else {
+        let Some(answer) = Answer::of(&answer)? else {
             bail!("the agent of {pod} broke off");
         };
-        let body = answer[length..].to_vec();
-        if response.code != Some(200) {
-            bail!("the agent of {pod} refuses: {}", String::from_utf8_lossy(&body).trim());
+        if answer.status != 200 {
+            bail!(
+                "the agent of {pod} refuses: {}",
+                String::from_utf8_lossy(answer.body).trim()
+            );
         }
-        Ok(body)
+        Ok(answer.body.to_vec())
     }
 }
 
-/// Whether an answer is there to the end that its Content-Length says.
-fn is_whole(answer: &[u8]) -> bool {
-    let mut fields = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut fields);
-    let Ok(httparse::Status::Complete(head)) = response.parse(answer) else {
-        return false;
-    };
-    let length = response
-        .headers
-        .iter()
-        .find(|h| h.name.eq_ignore_ascii_case("content-length"));
-    let length = length.and_then(|h| std::str::from_utf8(h.value).ok()?.parse::<usize>().ok());
-    length.is_some_and(|length| answer.len() - head >= length)
+/// What an agent answers, as far as it is there.
+struct Answer<'a> {
+    status: u16,
+    body: &'a [u8],
+    /// It is there to the end that its Content-Length says.
+    is_whole: bool,
+}
+
+impl<'a> Answer<'a> {
+    /// `None` before the end of its head.
+    fn of(bytes: &'a [u8]) -> Result<Option<Self>> {
+        let mut fields = [httparse::EMPTY_HEADER; 32];
+        let mut response = httparse::Response::new(&mut fields);
+        let httparse::Status::Complete(head) = response.parse(bytes).context("answer of an agent")? else {
+            return Ok(None);
+        };
+        let body = &bytes[head..];
+        let mut fields = response.headers.iter();
+        let length = fields.find(|field| field.name.eq_ignore_ascii_case("content-length"));
+        let length = length.and_then(|field| std::str::from_utf8(field.value).ok()?.parse::<usize>().ok());
+        Ok(Some(Self {
+            status: response.code.unwrap_or_default(),
+            body,
+            is_whole: length.is_some_and(|length| body.len() >= length),
+        }))
+    }
 }
 
 /// The body that so many letters y are.
@@ -146,6 +161,7 @@ mod tests {
 
     #[test]
     fn answers_are_whole_with_their_last_byte() {
+        let is_whole = |bytes: &[u8]| Answer::of(bytes).expect("HTTP").is_some_and(|answer| answer.is_whole);
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]";
         assert!(is_whole(whole));
         for length in 0..whole.len() {
