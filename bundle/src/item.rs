@@ -3,10 +3,11 @@
 
 use std::borrow::Cow;
 
-use crate::pace;
-use crate::wire::{Bundle, Host, RouteTable};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::value::RawValue;
+
+use crate::pace;
+use crate::wire::{Bundle, Host, RouteTable};
 
 /// SHA-256 of an item's text. Users write what is in it, so that a hash which they can make collide would let one of them
 /// keep another's rules in force. An item of JSON begins with a brace and one of YAML with a dash: none is read as both.
