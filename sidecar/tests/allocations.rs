@@ -8,9 +8,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use support::rules::dialling;
 use support::{Pair, Proxy, address, client_bundle, echo_endpoints, virtual_address};
 use weft_bundle::wire::{AccessLog, LogEncoding};
-use weft_sidecar::shared::Role;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -124,12 +124,7 @@ fn a_request_allocates_no_more_than_it_did() {
     let front = {
         let app = app();
         let proxy = Proxy::start(
-            vec![(
-                SocketAddr::new(address(), 0),
-                Role::Fixed {
-                    destination: virtual_address(),
-                },
-            )],
+            dialling(virtual_address()),
             &client_bundle("http", ""),
             &echo_endpoints(&[(app, false)]),
             None,

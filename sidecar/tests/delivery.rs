@@ -351,30 +351,16 @@ fn a_host_whose_endpoints_are_on_their_way_is_waited_for_but_not_for_ever() {
 // spec: DLV-045
 #[test]
 fn without_inotify_it_looks_every_two_seconds_and_says_so() {
-    use std::os::unix::process::CommandExt;
     let app = App::echo();
     let pod = Pod::new(&app);
-    let text = pod.address.to_string();
     // A user namespace may have a limit of its own.
     let script = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$@\"";
-    let mut command = std::process::Command::new("unshare");
-    command
-        .args(["--user", "--map-root-user", "bash", "-c", script, "bash"])
-        .arg(support::process::program())
-        .arg("run")
-        .args(pod.volumes.flags())
-        .args([
-            "--bind",
-            &text,
-            "--admin-bind",
-            &text,
-            "--http-proxy",
-            &pod.front.to_string(),
-        ])
-        .process_group(0)
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    let mut proxy = command.spawn().expect("unshare");
+    let _proxy = support::process::Wrapped::start(
+        &["unshare", "--user", "--map-root-user", "bash", "-c", script, "bash"],
+        &pod.volumes,
+        pod.address,
+        &["--http-proxy", &pod.front.to_string()],
+    );
     let get = |port: u16, path: &str| {
         support::process::ask(SocketAddr::new(pod.address, port), "GET", path, "").map(|answer| answer.text())
     };
@@ -390,8 +376,6 @@ fn without_inotify_it_looks_every_two_seconds_and_says_so() {
             get(15020, "/config/status").is_some_and(|text| text.contains(&revision))
         });
     }
-    let _ = proxy.kill();
-    let _ = proxy.wait();
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use support::process::{Process, Volumes};
+use support::rules::dialling;
 use support::{
     App, Authority, Client, LIMIT, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, wait_for,
     workload,
 };
 use weft_bundle::pack::HostInput;
-use weft_sidecar::shared::Role;
 
 /// An application that answers requests, and sends bytes back after an upgrade.
 fn app() -> App {
@@ -320,13 +320,8 @@ fn a_large_configuration_costs_the_workers_nothing() {
 }
 
 fn client_proxy(bundle: &str, endpoints: &[(SocketAddr, bool)]) -> Proxy {
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
-    Proxy::start(vec![listener], bundle, &echo_endpoints(endpoints), None)
+    let listener = dialling(virtual_address());
+    Proxy::start(listener, bundle, &echo_endpoints(endpoints), None)
 }
 
 // spec: LIFE-052, BYD-001

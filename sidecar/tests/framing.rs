@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use support::rules::dialling;
 use support::{
     App, Authority, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, virtual_address, wait_for, workload,
 };
@@ -270,14 +271,9 @@ fn statuses(received: &[u8]) -> Vec<u16> {
 }
 
 fn client_of(backend: SocketAddr) -> Proxy {
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
+    let listener = dialling(virtual_address());
     Proxy::start(
-        vec![listener],
+        listener,
         &client_bundle("http", ""),
         &echo_endpoints(&[(backend, false)]),
         None,
@@ -743,12 +739,7 @@ fn trailers_pass_where_they_were_asked_for() {
         Some(authority.identity("app/echo")),
     );
     let client = Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
+        dialling(virtual_address()),
         &client_bundle("http", ""),
         &echo_endpoints(&[(server.addresses[0], true)]),
         Some(authority.identity("app/client")),

@@ -7,19 +7,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use support::net::in_namespace;
+use support::rules::dialling;
 use support::{
     App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, get, pause, read_head, virtual_address,
 };
-use weft_sidecar::shared::Role;
 
 fn client_to(app: &App, rest: &str) -> Proxy {
     Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
+        dialling(virtual_address()),
         &client_bundle("http", rest),
         &echo_endpoints(&[(app.address, false)]),
         None,

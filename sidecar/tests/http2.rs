@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use support::grpc::{self, Got};
+use support::rules::dialling;
 use support::{
     App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, run, serving, virtual_address, wait_for, workload,
 };
@@ -128,12 +129,7 @@ fn conditions_of_grpc_name_one_status_each() {
         let (app, count) = grpc_app(answer);
         let mesh = format!("mesh: {{retry: {{attempts: 2, on: [{word}], backoffMs: 1}}}}\n");
         let proxy = Proxy::start(
-            vec![(
-                SocketAddr::new(address(), 0),
-                Role::Fixed {
-                    destination: virtual_address(),
-                },
-            )],
+            dialling(virtual_address()),
             &client_bundle("grpc", &mesh),
             &echo_endpoints(&[(app, false)]),
             None,
@@ -178,12 +174,7 @@ fn a_refused_stream_of_the_application_reaches_the_client_as_unavailable_and_is_
 #[test]
 fn grpc_callers_get_failures_as_grpc_statuses() {
     let proxy = Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
+        dialling(virtual_address()),
         &client_bundle("grpc", ""),
         &echo_endpoints(&[]),
         None,
@@ -380,12 +371,7 @@ fn the_version_upstream_is_the_ports_the_rules_or_the_clients() {
     });
     let asked = |port: &str, policy: &str, by_http2: bool| {
         let proxy = Proxy::start(
-            vec![(
-                SocketAddr::new(address(), 0),
-                Role::Fixed {
-                    destination: virtual_address(),
-                },
-            )],
+            dialling(virtual_address()),
             &client_bundle(
                 &format!("{port}, policy: {{{policy}}}"),
                 "mesh: {vipFallback: false, retry: {attempts: 0}}\n",
@@ -480,18 +466,13 @@ fn requests_are_refused_from_95_percent_of_the_memory_limit_on_and_not_before() 
     use weft_sidecar::shared::Settings;
     let app = App::echo();
     let start = |limit: u64| {
-        let listener = (
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        );
+        let listener = dialling(virtual_address());
         let settings = Settings {
             memory_limit: Some(limit),
             ..Settings::default()
         };
         let endpoints = echo_endpoints(&[(app.address, false)]);
-        let proxy = Proxy::with(vec![listener], &client_bundle("http", ""), &endpoints, None, settings);
+        let proxy = Proxy::with(listener, &client_bundle("http", ""), &endpoints, None, settings);
         proxy.shared.overload.look();
         proxy
     };
@@ -601,12 +582,7 @@ fn a_limit_of_streams_spreads_requests_over_connections() {
         let bundle =
             client_bundle("http2", "").replace("protocol: http2}", &format!("protocol: http2, policy: {policy}}}"));
         let proxy = Proxy::start(
-            vec![(
-                SocketAddr::new(address(), 0),
-                Role::Fixed {
-                    destination: virtual_address(),
-                },
-            )],
+            dialling(virtual_address()),
             &bundle,
             &echo_endpoints(&[(app.address, false)]),
             None,
@@ -696,12 +672,7 @@ fn a_connection_whose_peer_leaves_a_ping_without_answer_is_closed() {
     let bundle =
         client_bundle("http2", "").replace("protocol: http2}", &format!("protocol: http2, policy: {policy}}}"));
     let proxy = Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
+        dialling(virtual_address()),
         &bundle,
         &echo_endpoints(&[(bound, false)]),
         None,

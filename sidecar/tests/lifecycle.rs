@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use support::process::{Process, Volumes, ask};
+use support::process::{Process, Volumes, Wrapped, ask};
 use support::{App, Authority, Client, LIMIT, address, client_bundle, wait_for, workload};
 
 /// A client's pod in loopback mode: its application asks an explicit HTTP proxy for `echo`.
@@ -100,12 +100,15 @@ fn readiness_survives_what_is_broken_elsewhere_and_follows_what_it_names() {
         proxy.get(15020, "/config/status").text().contains("Missing")
     });
     assert!(proxy.is_ready() && pod.call() == Some(200));
-    pod.volumes
+    let configured = pod
+        .volumes
         .configure(&format!("mesh: {{vipFallback: false}}\n{}", client_bundle("http", "")));
     // An endpoint that nobody serves is no reason.
     let gone = SocketAddr::new(address(), 1);
     let revision = pod.volumes.endpoints(&[gone]);
     proxy.wait_for_endpoints(&revision);
+    // Endpoints are in force a moment before the configuration that is read with them.
+    proxy.wait_for_config(&configured);
     assert_eq!(pod.call(), Some(503));
     assert!(proxy.is_ready());
 
@@ -1496,27 +1499,14 @@ fn near_its_memory_limit_the_proxy_refuses_requests_and_says_so() {
 // spec: LIFE-087
 #[test]
 fn nearly_all_descriptors_used_refuses_new_connections_and_keeps_the_others() {
-    struct Ended(std::process::Child);
-    impl Drop for Ended {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
     let app = App::echo();
     let pod = Pod::new(&app);
-    let text = pod.address.to_string();
-    let front = pod.front.to_string();
-    let mut command = std::process::Command::new("bash");
-    command
-        .args(["-c", "ulimit -n 200 && exec \"$@\"", "bash"])
-        .arg(support::process::program())
-        .arg("run")
-        .args(pod.volumes.flags())
-        .args(["--bind", &text, "--admin-bind", &text, "--http-proxy", &front])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    let _child = Ended(command.spawn().expect("bash"));
+    let _proxy = Wrapped::start(
+        &["bash", "-c", "ulimit -n 200 && exec \"$@\"", "bash"],
+        &pod.volumes,
+        pod.address,
+        &["--http-proxy", &pod.front.to_string()],
+    );
     let ready = || {
         ask(SocketAddr::new(pod.address, 15021), "GET", "/healthz/ready", "")
             .is_some_and(|answer| answer.status() == 200)
@@ -1544,33 +1534,17 @@ fn the_limit_of_descriptors_is_raised_as_far_as_it_may_be() {
     use nix::sys::resource::{Resource, getrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     let pod = Pod::new(&App::echo());
-    let text = pod.address.to_string();
-    let mut command = std::process::Command::new("bash");
-    command
-        .args(["-c", "ulimit -Sn 128 && exec \"$@\"", "bash"])
-        .arg(support::process::program())
-        .arg("run")
-        .args(pod.volumes.flags())
-        .args([
-            "--bind",
-            &text,
-            "--admin-bind",
-            &text,
-            "--http-proxy",
-            &pod.front.to_string(),
-        ])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    let mut child = command.spawn().expect("bash");
-    let file = format!("/proc/{}/limits", child.id());
-    let limits = || std::fs::read_to_string(&file).unwrap_or_default();
+    let proxy = Wrapped::start(
+        &["bash", "-c", "ulimit -Sn 128 && exec \"$@\"", "bash"],
+        &pod.volumes,
+        pod.address,
+        &["--http-proxy", &pod.front.to_string()],
+    );
     let own = SocketAddr::new(pod.address, 15021);
     wait_for("readiness", || {
         ask(own, "GET", "/healthz/ready", "").is_some_and(|answer| answer.status() == 200)
     });
-    let limits = limits();
-    let _ = child.kill();
-    let _ = child.wait();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", proxy.id())).expect("the limits");
     let line = limits
         .lines()
         .find(|line| line.starts_with("Max open files"))

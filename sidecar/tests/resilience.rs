@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use support::rules::dialling;
 use support::{App, Client, Pair, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, wait_for};
 use weft_sidecar::shared::Role;
 
@@ -14,13 +15,8 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 fn client_with_policy(policy: &str, endpoints: &[(SocketAddr, bool)]) -> Proxy {
     let bundle = client_bundle("http", "").replace("protocol: http}", &format!("protocol: http, policy: {policy}}}"));
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
-    Proxy::start(vec![listener], &bundle, &echo_endpoints(endpoints), None)
+    let listener = dialling(virtual_address());
+    Proxy::start(listener, &bundle, &echo_endpoints(endpoints), None)
 }
 
 /// Serves one request on each connection and closes it as soon as the next one arrives, without reading it.
@@ -156,13 +152,8 @@ fn a_request_goes_on_to_three_further_endpoints_whatever_the_retry_policy() {
         "mesh: {{vipFallback: false, retry: {{attempts: 0, on: []}}}}\n{}",
         client_bundle("http", "")
     );
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
-    let proxy = Proxy::start(vec![listener], &bundle, &echo_endpoints(&[]), None);
+    let listener = dialling(virtual_address());
+    let proxy = Proxy::start(listener, &bundle, &echo_endpoints(&[]), None);
     let mut all = vec![(app.address, false)];
     all.extend((0..3).map(|_| (SocketAddr::new(address(), 1), false)));
     let mut client = Client::connect(proxy.addresses[0]);
@@ -579,13 +570,8 @@ fn a_retry_over_the_limit_gives_back_the_first_answer() {
     let policy = "{maxRetries: 0}";
     let bundle = client_bundle("http", "").replace("protocol: http}", &format!("protocol: http, policy: {policy}}}"));
     let bundle = format!("mesh: {{retry: {{attempts: 2, on: ['503']}}}}\n{bundle}");
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
-    let proxy = Proxy::start(vec![listener], &bundle, &echo_endpoints(&[(app.address, false)]), None);
+    let listener = dialling(virtual_address());
+    let proxy = Proxy::start(listener, &bundle, &echo_endpoints(&[(app.address, false)]), None);
     let answer = get(proxy.addresses[0], "/");
     assert_eq!((answer.status(), answer.text()), (503, "app".to_owned()));
     assert_eq!(app.count(), 1);
@@ -594,12 +580,7 @@ fn a_retry_over_the_limit_gives_back_the_first_answer() {
     let lost = App::new(Arc::new(|_, _| false));
     let bundle = bundle.replace("'503'", "reset");
     let proxy = Proxy::start(
-        vec![(
-            SocketAddr::new(address(), 0),
-            Role::Fixed {
-                destination: virtual_address(),
-            },
-        )],
+        dialling(virtual_address()),
         &bundle,
         &echo_endpoints(&[(lost.address, false)]),
         None,

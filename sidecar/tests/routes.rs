@@ -5,7 +5,7 @@ mod support;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use support::rules::{ECHO, client, failing, named, one, silent, status, to_echo, two_versions};
+use support::rules::{ECHO, client, dialling, failing, named, one, silent, status, to_echo, two_versions};
 use support::{App, Client, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, wait_for};
 use weft_sidecar::shared::Role;
 
@@ -770,13 +770,8 @@ fn a_hash_key_stays_with_its_endpoint() {
         "protocol: http}",
         "protocol: http, policy: {loadBalancer: {consistentHash: {key: {queryParameter: u}}}}}",
     );
-    let listener = (
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    );
-    let proxy = Proxy::start(vec![listener], &bundle, &two_versions(&v1, &v2), None);
+    let listener = dialling(virtual_address());
+    let proxy = Proxy::start(listener, &bundle, &two_versions(&v1, &v2), None);
     let mut client = Client::connect(proxy.addresses[0]);
     let mut both = std::collections::BTreeSet::new();
     for user in 0..40 {

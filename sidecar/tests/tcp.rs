@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use support::rules::dialling;
 use support::{
     App, Client, LIMIT, Pair, Proxy, address, caller, client_bundle, echo_endpoints, get, virtual_address, wait_for,
     workload,
@@ -126,12 +127,7 @@ fn a_server_that_speaks_first_is_heard_on_an_automatic_port() {
 #[test]
 fn a_banner_is_hardly_later_than_without_a_proxy() {
     let endpoints = echo_endpoints(&[(line_app("220 ready\n"), false)]);
-    let listener = vec![(
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    )];
+    let listener = dialling(virtual_address());
     let proxy = Proxy::start(listener, &client_bundle("auto", ""), &endpoints, None);
     // The machine may be busy now and then: the quickest counts.
     let quickest = (0..20).map(|_| {
@@ -277,12 +273,7 @@ fn a_draining_server_whose_application_has_gone_is_a_failed_connect() {
 #[test]
 fn a_connection_goes_on_to_three_further_endpoints() {
     let bundle = format!("mesh: {{vipFallback: false}}\n{}", client_bundle("tcp", ""));
-    let listener = vec![(
-        SocketAddr::new(address(), 0),
-        Role::Fixed {
-            destination: virtual_address(),
-        },
-    )];
+    let listener = dialling(virtual_address());
     let proxy = Proxy::start(listener, &bundle, &echo_endpoints(&[]), None);
     let mut all = vec![(line_app(""), false)];
     all.extend((0..3).map(|_| (SocketAddr::new(address(), 1), false)));
@@ -465,12 +456,7 @@ fn an_unknown_host_goes_to_the_dialled_address_or_gets_502() {
 fn a_destination_without_endpoint_closes_the_connection() {
     let start = |protocol: &str| {
         Proxy::start(
-            vec![(
-                SocketAddr::new(address(), 0),
-                Role::Fixed {
-                    destination: virtual_address(),
-                },
-            )],
+            dialling(virtual_address()),
             &client_bundle(protocol, ""),
             &echo_endpoints(&[]),
             None,

@@ -359,6 +359,40 @@ pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_weft-proxy"))
 }
 
+/// The program, started by another one that changes what its process may do. Ends with this.
+pub struct Wrapped(std::process::Child);
+
+impl Wrapped {
+    /// `wrapper` is given the program and its flags as further arguments.
+    pub fn start(wrapper: &[&str], volumes: &Volumes, address: IpAddr, flags: &[&str]) -> Self {
+        let text = address.to_string();
+        let (first, rest) = wrapper.split_first().expect("a program");
+        let child = Command::new(first)
+            .args(rest)
+            .arg(program())
+            .arg("run")
+            .args(volumes.flags())
+            .args(["--bind", &text, "--admin-bind", &text])
+            .args(flags)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect(first))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Wrapped {
+    fn drop(&mut self) {
+        // One that has ended already is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The binary by a path that every user can execute, wherever the checkout is; holds for as long as the file is open.
 pub fn for_anybody() -> (std::fs::File, PathBuf) {
     use std::os::fd::AsRawFd;
