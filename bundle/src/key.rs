@@ -318,6 +318,12 @@ pub fn credential_stem(namespace: &str, name: &str) -> String {
     hex
 }
 
+/// The same of a ConfigMap (DR-114); a Secret of its name has other files.
+#[must_use]
+pub fn config_map_stem(namespace: &str, name: &str) -> String {
+    credential_stem("configmap:", &format!("{namespace}/{name}"))
+}
+
 /// File of a shard of credentials that lists, a line each, the stems of what the configuration names, whether it is there
 /// or not: a proxy tells from it what has left the copy from what the next configuration names no more.
 #[must_use]

@@ -9,7 +9,9 @@ use crate::item::{self, Unread};
 use crate::model::{Config, Invalid, Refused};
 use crate::pace::{Breathing, breathe};
 use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
-use crate::wire::{AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA};
+use crate::wire::{
+    AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA, UPSTREAM_CREDENTIALS,
+};
 
 /// Why a set of files is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -381,7 +383,7 @@ fn position(line: Option<usize>) -> String {
 }
 
 /// Features that this build knows; see [`Manifest::requires`].
-const KNOWN_FEATURES: &[&str] = &[AUTHORIZATION, GATEWAY, GATEWAY_TLS];
+const KNOWN_FEATURES: &[&str] = &[AUTHORIZATION, GATEWAY, GATEWAY_TLS, UPSTREAM_CREDENTIALS];
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use crate::key::KeyInputs;
 use crate::pace;
 use crate::wire::{
     AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Health, HostEndpoints,
-    Listener, Manifest, MeshTls, PeerWorkload, SCHEMA, Serves, ShardDigest,
+    Listener, Manifest, MeshTls, PeerWorkload, SCHEMA, Serves, ShardDigest, UPSTREAM_CREDENTIALS,
 };
 
 /// Contents of one ConfigMap: bytes by file name. Text is what is valid UTF-8 and does not end in `.zst`.
@@ -165,6 +165,10 @@ fn required(bundle: &Bundle) -> Vec<String> {
         (AUTHORIZATION, !bundle.authorization.is_empty()),
         (GATEWAY, !bundle.listeners.is_empty()),
         (GATEWAY_TLS, bundle.listeners.iter().any(ends_tls)),
+        (
+            UPSTREAM_CREDENTIALS,
+            bundle.hosts.iter().any(|host| host.credentials().next().is_some()),
+        ),
     ];
     let needed = features.iter().filter(|(_, is_needed)| *is_needed);
     needed.map(|(name, _)| (*name).to_owned()).collect()

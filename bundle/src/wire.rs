@@ -25,10 +25,12 @@ pub use listener::{
     Authorities, Certificate, Clients, Inside, Listener, Serves, TlsServer, TlsServing, TlsSettings, VirtualHost,
 };
 pub use locality::{Distribute, Failover, Locality, SharedLabel, ZoneAware};
-pub use manifest::{AUTHORIZATION, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, ShardDigest, Target};
+pub use manifest::{
+    AUTHORIZATION, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, ShardDigest, Target, UPSTREAM_CREDENTIALS,
+};
 pub use policy::{
-    ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, ProxyProtocol,
-    RetryBudget, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
+    ConsistentHash, CredentialKind, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy,
+    ProxyProtocol, RetryBudget, TcpKeepalive, Tunnel, UpstreamCredential, UpstreamTls, Warmup,
 };
 pub use route::{
     Abort, Action, Cors, DEFAULT_RETRY_ON, Delay, Destination, DirectResponse, Fault, HeaderMatch, HeaderOps, Match,
@@ -450,6 +452,19 @@ pub struct Host {
     /// Named parts of the endpoints (DR-026), sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<Subset>,
+}
+
+impl Host {
+    /// The policies of its ports, and those of subsets that differ.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        let of_ports = self.ports.iter().map(|port| &port.policy);
+        of_ports.chain(self.subsets.iter().flat_map(|subset| subset.policies.values()))
+    }
+
+    /// Credentials that its policies name (DR-114).
+    pub fn credentials(&self) -> impl Iterator<Item = &UpstreamCredential> {
+        self.policies().filter_map(Policy::credential)
+    }
 }
 
 /// A port of a host.

@@ -136,10 +136,10 @@ pub struct Output {
     pub configs: BTreeMap<ConfigRef, Arc<RenderedConfig>>,
     /// Endpoints by namespace.
     pub endpoints: BTreeMap<String, Arc<RenderedEndpoints>>,
-    /// Credentials by key, of gateways that name any.
+    /// Credentials by key, of those that name any.
     pub credentials: BTreeMap<ConfigRef, RenderedCredentials>,
-    /// Secrets that they are copied from, by namespace and name.
-    pub named_secrets: BTreeSet<(String, String)>,
+    /// Secrets and ConfigMaps that they are copied from.
+    pub named_credentials: BTreeSet<ObjectRef>,
     /// Service accounts that need an identity.
     pub identities: BTreeSet<IdentityRef>,
     /// Namespaces with injection or injected pods.
@@ -241,7 +241,7 @@ impl Renderer {
         service::report(&shared, &mut output.reports);
         authorization::report(&shared, &mut output.reports);
         gateway::report(&shared, &gateways, &mut output.reports);
-        self.credentials.render(&shared, &gateways, &mut output);
+        self.credentials.render(&shared, self.configs.views(), &mut output);
         output
     }
 }

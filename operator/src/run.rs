@@ -64,7 +64,7 @@ pub struct Operator {
     unused: Unused,
     anchor: Option<OwnerReference>,
     waiting: BTreeSet<&'static str>,
-    secrets: source::NamedSecrets,
+    credentials: source::NamedCredentials,
     tell: Option<mpsc::WeakSender<Event>>,
     is_dirty: bool,
     is_rendered: bool,
@@ -129,7 +129,7 @@ impl Operator {
             unused: Unused::default(),
             anchor: None,
             waiting: BTreeSet::new(),
-            secrets: source::NamedSecrets::default(),
+            credentials: source::NamedCredentials::default(),
             tell: None,
             is_dirty: true,
             is_rendered: false,
@@ -240,26 +240,21 @@ impl Operator {
         }
     }
 
-    /// Of a Secret that is watched no more something may still be on the way.
+    /// Of an object that is watched no more something may still be on the way.
     fn is_of_interest(&self, event: &world::Event) -> bool {
         match event {
-            world::Event::Apply(object @ Object::Secret { .. }) => self.secrets.has(&object.reference()),
+            world::Event::Apply(Object::Credential { reference, .. }) => self.credentials.has(reference),
             _ => true,
         }
     }
 
-    /// Watches the Secrets that Gateways name now.
-    fn follow_secrets(&mut self) {
+    /// Watches the Secrets and ConfigMaps that mesh objects name now.
+    fn follow_credentials(&mut self) {
         let Some(tell) = self.tell.as_ref().and_then(mpsc::WeakSender::upgrade) else {
             return;
         };
-        let named = &self.output.named_secrets;
-        for (namespace, name) in self.secrets.follow(&self.client, named, &tell) {
-            let reference = ObjectRef {
-                kind: Kind::Secret,
-                namespace,
-                name,
-            };
+        let named = &self.output.named_credentials;
+        for reference in self.credentials.follow(&self.client, named, &tell) {
             self.store.apply(world::Event::Delete(reference));
         }
     }
@@ -322,7 +317,7 @@ impl Operator {
             self.output = Arc::new(self.renderer.render(&world));
             self.is_dirty = false;
             self.is_rendered = true;
-            self.follow_secrets();
+            self.follow_credentials();
             self.metrics.rendered(begun.elapsed(), &self.output);
             for failure in &self.output.failures {
                 let key = failure.key.as_deref().unwrap_or("endpoints");

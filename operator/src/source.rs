@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -23,7 +24,7 @@ use weft_bundle::key::{DEFAULT_REVISION, MANAGED_LABEL, TARGET_REV_ANNOTATION};
 use weft_crds::object::KINDS;
 
 use crate::world::read::mesh_object;
-use crate::world::{self, Credential, Object, ObjectRef, Settings};
+use crate::world::{self, Credential, Kind, Object, ObjectRef, Settings};
 
 /// What the operator is told of the cluster.
 #[derive(Debug)]
@@ -142,14 +143,19 @@ pub fn start(client: &Client, settings: &Settings, tell: &mpsc::Sender<Event>) -
     started.names
 }
 
-/// Watches of Secrets that Gateways name: one by one, because no others are of interest (DLV-147).
+/// Watches of Secrets and ConfigMaps that mesh objects name: one by one, because no others are of interest (DLV-147).
 #[derive(Debug, Default)]
-pub struct NamedSecrets(BTreeMap<Id, tokio::task::JoinHandle<()>>);
+pub struct NamedCredentials(BTreeMap<ObjectRef, tokio::task::JoinHandle<()>>);
 
-impl NamedSecrets {
+impl NamedCredentials {
     /// Watches these and no others; those that are watched no more.
-    pub fn follow(&mut self, client: &Client, named: &BTreeSet<Id>, tell: &mpsc::Sender<Event>) -> Vec<Id> {
-        let gone: Vec<Id> = self.0.keys().filter(|id| !named.contains(*id)).cloned().collect();
+    pub fn follow(
+        &mut self,
+        client: &Client,
+        named: &BTreeSet<ObjectRef>,
+        tell: &mpsc::Sender<Event>,
+    ) -> Vec<ObjectRef> {
+        let gone: Vec<ObjectRef> = self.0.keys().filter(|id| !named.contains(*id)).cloned().collect();
         for id in &gone {
             if let Some(task) = self.0.remove(id) {
                 task.abort();
@@ -157,25 +163,43 @@ impl NamedSecrets {
         }
         for id in named {
             if !self.0.contains_key(id) {
-                let task = tokio::spawn(follow_secret(client.clone(), id.clone(), tell.clone()));
+                let (client, reference, tell) = (client.clone(), id.clone(), tell.clone());
+                let task = match reference.kind {
+                    Kind::ConfigMap => {
+                        tokio::spawn(follow_credential(client, reference, Credential::of_config_map, tell))
+                    }
+                    _ => tokio::spawn(follow_credential(client, reference, Credential::of, tell)),
+                };
                 self.0.insert(id.clone(), task);
             }
         }
         gone
     }
 
-    /// Whether a Secret is watched.
+    /// Whether an object is watched.
     #[must_use]
     pub fn has(&self, reference: &ObjectRef) -> bool {
-        let id = (reference.namespace.clone(), reference.name.clone());
-        self.0.contains_key(&id)
+        self.0.contains_key(reference)
     }
 }
 
-/// Tells what a Secret holds, and when it is not there.
-async fn follow_secret(client: Client, (namespace, name): Id, tell: mpsc::Sender<Event>) {
-    let api: Api<Secret> = Api::namespaced(client, &namespace);
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+/// Tells what an object holds, and when it is not there.
+async fn follow_credential<K>(
+    client: Client,
+    reference: ObjectRef,
+    read: fn(&K) -> Credential,
+    tell: mpsc::Sender<Event>,
+) where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let api: Api<K> = Api::namespaced(client, &reference.namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", reference.name));
     let mut stream = watcher(api, config).boxed();
     let mut pause = FIRST_PAUSE;
     // What was told last; nothing yet.
@@ -187,15 +211,15 @@ async fn follow_secret(client: Client, (namespace, name): Id, tell: mpsc::Sender
                 listed = None;
                 continue;
             }
-            Ok(watcher::Event::InitApply(secret)) => {
-                listed = Some(Arc::new(Credential::of(&secret)));
+            Ok(watcher::Event::InitApply(object)) => {
+                listed = Some(Arc::new(read(&object)));
                 continue;
             }
             Ok(watcher::Event::InitDone) => listed.take(),
-            Ok(watcher::Event::Apply(secret)) => Some(Arc::new(Credential::of(&secret))),
+            Ok(watcher::Event::Apply(object)) => Some(Arc::new(read(&object))),
             Ok(watcher::Event::Delete(_)) => None,
             Err(error) => {
-                tracing::warn!(namespace, name, %error, "watch of a Secret failed; it starts again");
+                tracing::warn!(object = %reference, %error, "watch of a credential failed; it starts again");
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 tokio::time::sleep(pause).await;
                 continue;
@@ -206,9 +230,8 @@ async fn follow_secret(client: Client, (namespace, name): Id, tell: mpsc::Sender
             continue;
         }
         told = Some(content.clone());
-        let object = Object::Secret {
-            namespace: namespace.clone(),
-            name: name.clone(),
+        let object = Object::Credential {
+            reference: reference.clone(),
             content,
         };
         if tell.send(Event::World(world::Event::Apply(object))).await.is_err() {

@@ -54,8 +54,10 @@ pub enum Kind {
     Sidecar,
     PeerAuthentication,
     AuthorizationPolicy,
-    /// A Secret that a Gateway names.
+    /// A Secret with certificates that a mesh object names.
     Secret,
+    /// A ConfigMap with authorities that a mesh object names.
+    ConfigMap,
     /// ConfigMap `weft` with the mesh config.
     MeshConfig,
     /// ConfigMap `weft-cfg-<key>-0` for the inputs in its manifest (DLV-017).
@@ -103,10 +105,9 @@ pub enum Object {
     Sidecar(Arc<Sidecar>),
     PeerAuthentication(Arc<PeerAuthentication>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    /// Without content: it is known not to be there.
-    Secret {
-        namespace: String,
-        name: String,
+    /// A Secret or ConfigMap. Without content: it is known not to be there.
+    Credential {
+        reference: ObjectRef,
         content: Option<Arc<Credential>>,
     },
     MeshConfig(Arc<ConfigMap>),
@@ -152,18 +153,13 @@ impl Object {
             Self::Sidecar(o) => of(Kind::Sidecar, &o.metadata),
             Self::PeerAuthentication(o) => of(Kind::PeerAuthentication, &o.metadata),
             Self::AuthorizationPolicy(o) => of(Kind::AuthorizationPolicy, &o.metadata),
-            Self::Secret { namespace, name, .. } => ObjectRef {
-                kind: Kind::Secret,
-                namespace: namespace.clone(),
-                name: name.clone(),
-            },
             Self::MeshConfig(o) => of(Kind::MeshConfig, &o.metadata),
             Self::ConfigManifest { namespace, name, .. } => ObjectRef {
                 kind: Kind::ConfigManifest,
                 namespace: namespace.clone(),
                 name: name.clone(),
             },
-            Self::Malformed { reference, .. } => reference.clone(),
+            Self::Credential { reference, .. } | Self::Malformed { reference, .. } => reference.clone(),
         }
     }
 }
@@ -326,8 +322,8 @@ pub struct World {
     pub peer_authentications: BTreeMap<Id, Arc<PeerAuthentication>>,
     /// By namespace and name.
     pub authorization_policies: BTreeMap<Id, Arc<AuthorizationPolicy>>,
-    /// Secrets that Gateways name, by namespace and name; `None` for one that is not there.
-    pub secrets: BTreeMap<Id, Option<Arc<Credential>>>,
+    /// Secrets and ConfigMaps that mesh objects name; `None` for one that is not there.
+    pub credentials: BTreeMap<ObjectRef, Option<Arc<Credential>>>,
     /// Inputs of keys that were rendered before, by namespace and name of the ConfigMap.
     pub manifests: BTreeMap<Id, Arc<KeyInputs>>,
     /// Objects that could not be read, with the reason.
@@ -363,7 +359,7 @@ impl World {
             Object::Sidecar(o) => drop(self.sidecars.insert(id, o)),
             Object::PeerAuthentication(o) => drop(self.peer_authentications.insert(id, o)),
             Object::AuthorizationPolicy(o) => drop(self.authorization_policies.insert(id, o)),
-            Object::Secret { content, .. } => drop(self.secrets.insert(id, content)),
+            Object::Credential { content, .. } => drop(self.credentials.insert(reference, content)),
             Object::ConfigManifest { inputs, .. } => drop(self.manifests.insert(id, inputs)),
             Object::Malformed { reference, error } => drop(self.malformed.insert(reference, error)),
             Object::MeshConfig(_) => self.has_mesh_config = true,
@@ -394,7 +390,7 @@ impl World {
             Kind::Sidecar => self.sidecars.remove(&id).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&id).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(&id).is_some(),
-            Kind::Secret => self.secrets.remove(&id).is_some(),
+            Kind::Secret | Kind::ConfigMap => self.credentials.remove(reference).is_some(),
             Kind::ConfigManifest => self.manifests.remove(&id).is_some(),
             Kind::MeshConfig => std::mem::take(&mut self.has_mesh_config),
             Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet | Kind::DaemonSet | Kind::Job | Kind::CronJob => {

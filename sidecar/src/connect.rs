@@ -309,7 +309,7 @@ async fn open(
             Io::from(stream)
         }
         Secure::Originate { settings, host } => {
-            let stream = originate::handshake(settings, host, inner, stream)
+            let stream = originate::handshake(settings, host, inner, &worker.shared.credentials, stream)
                 .await
                 .map_err(|e| match e {
                     originate::OriginateError::Unavailable(reason) => ConnectError::Unavailable(reason),

@@ -91,7 +91,7 @@ pub struct Report {
     pub behind_since: Option<u64>,
     /// Key of the configuration.
     pub key: String,
-    /// Which credentials a gateway has (DLV-153); `None` without their volume.
+    /// Which credentials there are (DLV-153); `None` without their volume.
     pub credentials: Option<String>,
     /// First 12 hex digits of the SHA-256 of the trust bundle in use.
     pub trust: Option<String>,
@@ -275,9 +275,9 @@ impl Reload {
         all
     }
 
-    /// Whether credentials can come: to a gateway that has the volume.
+    /// Whether credentials can come: a pod may be without their volume (DLV-151).
     fn has_credentials(&self) -> bool {
-        self.shared.settings.gateway.is_some() && self.volumes.credentials.is_dir()
+        self.volumes.credentials.is_dir()
     }
 
     fn next_look(&self) -> Duration {
@@ -355,11 +355,11 @@ impl Reload {
         let Ok(snapshot) = read else { return };
         inner.credentials_target = Some(snapshot.target);
         self.lock_report().credentials = Some(pack::credentials_revision(&snapshot.files));
-        let credentials = &self.shared.ports.credentials;
-        if credentials.take(snapshot.files)
+        if self.shared.credentials.take(snapshot.files)
             && let Some(current) = self.shared.current.load_full()
         {
-            credentials.make(&current.config);
+            self.shared.ports.take_credentials(&self.shared, &current.config);
+            self.shared.credentials.forget(&current.config);
         }
     }
 
@@ -443,7 +443,7 @@ impl Reload {
         // The same of credentials: of those that are not there the volume says so.
         let waits = if missing {
             Some("waits for the endpoints of a new host")
-        } else if self.has_credentials() && self.shared.ports.credentials.lacks(&parsed.config) {
+        } else if self.has_credentials() && self.shared.credentials.lacks(&parsed.config) {
             Some("waits for a new credential")
         } else {
             None
@@ -476,6 +476,7 @@ impl Reload {
         let before = self.shared.ports.activate(&self.shared, next);
         breathe();
         inner.replaced.extend(before);
+        self.shared.credentials.forget(&config);
         self.counters.activated.fetch_add(1, Ordering::Relaxed);
         info!(
             revision,

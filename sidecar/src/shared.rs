@@ -16,7 +16,7 @@ use crate::locality::Here;
 use crate::lookup::{Asker, Lookups};
 use crate::overload::Overload;
 use crate::telemetry::Telemetry;
-use crate::tls::Identity;
+use crate::tls::{CredentialVolume, Identity};
 
 /// Everything that workers, reload and status servers share.
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub struct Shared {
     pub overload: Overload,
     /// Loopback port of the explicit HTTP proxy that the configuration asked for at the start (SM-052).
     pub http_proxy: std::sync::OnceLock<u16>,
+    /// Certificates that the configuration names, as the operator copied them.
+    pub credentials: CredentialVolume,
     /// Ports that a gateway has open; none in a sidecar.
     pub ports: Ports,
     /// Told when a listener no longer accepts.
@@ -61,6 +63,7 @@ impl Shared {
             overload: Overload::new(settings.memory_limit),
             http_proxy: std::sync::OnceLock::new(),
             ports: Ports::new(settings.gateway, settings.workers),
+            credentials: CredentialVolume::default(),
             lost: tokio::sync::Notify::new(),
             lookups: Lookups::new(Asker {
                 mark: settings.mark,

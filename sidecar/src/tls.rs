@@ -23,10 +23,12 @@ pub(crate) mod originate;
 mod peer;
 mod stream;
 mod verify;
+mod volume;
 
 pub(crate) use originate::{carries_one_of, narrowed};
 pub use peer::{Facts, PeerTls, account, spiffe_id};
 pub use stream::TlsStream;
+pub use volume::CredentialVolume;
 
 /// What a mesh trusts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

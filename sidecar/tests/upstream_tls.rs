@@ -14,9 +14,14 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use support::process::{Process, Volumes};
 use support::{
-    Answer, App, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, get, virtual_address, workload,
+    Answer, App, Authority, Client, LIMIT, Proxy, address, client_bundle, echo_endpoints, get, virtual_address,
+    wait_for, workload,
 };
+use weft_bundle::key::credentials_index;
+use weft_bundle::pack::{Files, credentials_revision};
+use weft_bundle::wire::{CredentialKind, UpstreamCredential};
 use weft_sidecar::shared::Role;
 
 /// An authority outside of the mesh, with its files.
@@ -69,6 +74,11 @@ impl Ca {
     }
 
     fn revoke(&self, serial: u64) {
+        fs::write(self.path("crl"), self.revocations(serial)).expect("written");
+    }
+
+    /// A list that revokes one certificate.
+    fn revocations(&self, serial: u64) -> String {
         let now = rcgen::date_time_ymd(2026, 1, 1);
         let list = rcgen::CertificateRevocationListParams {
             this_update: now,
@@ -83,11 +93,7 @@ impl Ca {
             }],
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
         };
-        fs::write(
-            self.path("crl"),
-            list.signed_by(&self.issuer).expect("list").pem().expect("PEM"),
-        )
-        .expect("written");
+        list.signed_by(&self.issuer).expect("list").pem().expect("PEM")
     }
 }
 
@@ -502,4 +508,157 @@ fn tls_of_the_application_is_not_wrapped_a_second_time() {
         stream.read_exact(&mut back).expect("as it was sent");
         assert_eq!(back, sent);
     }
+}
+
+/// Settings of a mesh that logs each response.
+const LOGGED: &str = "mesh: {vipFallback: false, accessLog: {path: /dev/stdout}}\n";
+
+/// A sidecar as a process, whose application asks an explicit HTTP proxy for `echo`: its certificates for a server come
+/// from the volume of credentials.
+struct Sidecar {
+    volumes: Volumes,
+    proxy: Process,
+    front: SocketAddr,
+    stem: String,
+}
+
+impl Sidecar {
+    /// `of`: an [`UpstreamCredential`] in YAML.
+    fn start(of: &str, server: SocketAddr) -> Self {
+        let credential: UpstreamCredential = serde_yaml::from_str(of).expect("a credential");
+        let policy = format!("protocol: http, policy: {{tls: {{originate: {{sni: echo.app, credential: {of}}}}}}}}}");
+        let volumes = Volumes::new(&Authority::new(), "app/client");
+        volumes.configure(&client_bundle("http", "mesh: {vipFallback: false}\n").replace("protocol: http}", &policy));
+        volumes.endpoints(&[server]);
+        let own = address();
+        let front = SocketAddr::new(own, 4000);
+        let proxy = Process::start(&volumes, own, &["--http-proxy", &front.to_string()], &[]).ready();
+        Self {
+            stem: credential.stem(),
+            volumes,
+            proxy,
+            front,
+        }
+    }
+
+    /// Publishes the parts of the credential that there are, by ending, and waits until the proxy has read them.
+    fn publish(&self, parts: &[(&str, &str)]) {
+        let files: Vec<_> = parts
+            .iter()
+            .map(|(ending, text)| (format!("{}.{ending}", self.stem), (*text).to_owned()))
+            .collect();
+        self.volumes.credentials(&[&self.stem], &files);
+        let index = (credentials_index(0), self.stem.clone().into_bytes());
+        let of_parts = files.into_iter().map(|(name, text)| (name, text.into_bytes()));
+        self.wait_for(&of_parts.chain([index]).collect());
+    }
+
+    fn wait_for(&self, files: &Files) {
+        let revision = credentials_revision(files);
+        wait_for("the credentials", || {
+            self.proxy.get(15020, "/config/status").text().contains(&revision)
+        });
+    }
+
+    fn ask(&self) -> Answer {
+        let mut client = Client::connect(self.front);
+        client.send("GET http://echo/ HTTP/1.1\r\nHost: echo\r\n\r\n");
+        client.receive().expect("an answer")
+    }
+
+    /// The request fails with flag UF, for a reason that names the object.
+    fn fails(&self, of: &str) {
+        let lines = || self.proxy.access_log().lines().map(str::to_owned).collect::<Vec<_>>();
+        let before = lines().len();
+        let answer = self.ask();
+        let reason = answer.field("x-weft-reason").unwrap_or_default().replace('_', " ");
+        assert!(answer.status() == 503 && reason.contains(of), "{reason}");
+        wait_for("its line", || lines().len() > before);
+        let logged = lines();
+        let line = logged.last().expect("a line");
+        assert!(line.contains(" 503 UF "), "{line}");
+    }
+}
+
+// spec: DR-112, DR-113, DR-114, DR-115, BYD-061, DLV-150, DLV-153
+#[test]
+fn a_secret_gives_certificate_and_authorities_as_soon_as_it_is_there_and_no_longer() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let server = Server::new(&ca, &[dns("echo.app")]);
+    let of = "{kind: secret, namespace: app, name: bank, showsCertificate: true, hasAuthorities: true}";
+    let sidecar = Sidecar::start(of, server.address);
+    // Nothing is known of it yet, then that it is not there, then a part of it.
+    sidecar.fails("Secret app/bank");
+    sidecar.publish(&[]);
+    sidecar.fails("Secret app/bank");
+    let (leaf, key) = ca.issue(&[dns("client")], 7);
+    sidecar.publish(&[("crt", &leaf), ("key", &key)]);
+    sidecar.fails("Secret app/bank");
+    assert_eq!(server.count(), 0);
+    let whole = [("crt", &*leaf), ("key", &*key), ("ca", &*ca.pem)];
+    sidecar.publish(&whole);
+    assert_eq!(sidecar.ask().status(), 200);
+    assert!(server.last().client);
+    // What is renewed is taken: here, what does not fit the server any more.
+    sidecar.publish(&[("crt", &leaf), ("key", &key), ("ca", &other.pem)]);
+    assert_eq!(sidecar.ask().status(), 503);
+    let revoked = ca.revocations(42);
+    sidecar.publish(&[&whole[..], &[("crl", &*revoked)]].concat());
+    assert_eq!(sidecar.ask().status(), 503, "the server's certificate is revoked");
+    sidecar.publish(&whole);
+    assert_eq!(sidecar.ask().status(), 200);
+    // A Secret that was deleted by hand takes nothing with it; a credential that left does.
+    sidecar.volumes.no_credentials();
+    sidecar.wait_for(&Files::new());
+    assert_eq!(sidecar.ask().status(), 200);
+    sidecar.publish(&[]);
+    sidecar.fails("Secret app/bank");
+    let log = sidecar.proxy.log();
+    let line = key.lines().nth(1).expect("a line of the key");
+    for page in ["/config_dump", "/server_info", "/config/status", "/certs"] {
+        assert!(!sidecar.proxy.get(15000, page).text().contains(line), "{page}");
+    }
+    assert!(!log.contains(line), "{log}");
+}
+
+// spec: DR-113, DR-114, DR-115
+#[test]
+fn a_config_map_gives_authorities_and_no_certificate() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("echo.app")]);
+    let of = "{kind: configMap, namespace: app, name: bank, hasAuthorities: true}";
+    let sidecar = Sidecar::start(of, server.address);
+    let secret = UpstreamCredential {
+        kind: CredentialKind::Secret,
+        ..serde_yaml::from_str(of).expect("a credential")
+    };
+    assert_ne!(sidecar.stem, secret.stem(), "a Secret of its name is another object");
+    sidecar.fails("ConfigMap app/bank");
+    sidecar.publish(&[("ca", &ca.pem)]);
+    assert_eq!(sidecar.ask().status(), 200);
+    assert!(!server.last().client);
+}
+
+// spec: DLV-101, DR-114
+#[test]
+fn a_configuration_that_names_a_new_credential_waits_for_it() {
+    let ca = Ca::new();
+    let server = Server::new(&ca, &[dns("echo.app")]);
+    let of = "{kind: secret, namespace: app, name: one, hasAuthorities: true}";
+    let mut sidecar = Sidecar::start(of, server.address);
+    sidecar.publish(&[("ca", &ca.pem)]);
+    assert_eq!(sidecar.ask().status(), 200);
+    let next = of.replace("one", "two");
+    let policy = format!("protocol: http, policy: {{tls: {{originate: {{sni: echo.app, credential: {next}}}}}}}}}");
+    let bundle = client_bundle("http", "mesh: {vipFallback: false}\n").replace("protocol: http}", &policy);
+    let revision = sidecar.volumes.configure(&bundle);
+    wait_for("the hold", || {
+        sidecar.proxy.get(15020, "/config/status").text().contains("\"Held\"")
+    });
+    assert_eq!(sidecar.ask().status(), 200);
+    let credential: UpstreamCredential = serde_yaml::from_str(&next).expect("a credential");
+    sidecar.stem = credential.stem();
+    sidecar.publish(&[("ca", &ca.pem)]);
+    sidecar.proxy.wait_for_config(&revision);
+    assert_eq!(sidecar.ask().status(), 200);
 }

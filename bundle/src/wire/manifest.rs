@@ -13,6 +13,10 @@ pub const AUTHORIZATION: &str = "authorization";
 /// Feature of [`Manifest::requires`]: TLS that ends at those ports ([`super::TlsServing::terminated`]).
 pub const GATEWAY_TLS: &str = "gatewayTls";
 
+/// Feature of [`Manifest::requires`]: certificates for TLS to others from the volume of credentials
+/// ([`super::OriginateTls::credential`]).
+pub const UPSTREAM_CREDENTIALS: &str = "upstreamCredentials";
+
 /// `manifest.json` of a key's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,9 +1,12 @@
 //! How endpoints of a destination are chosen and connected to: a DestinationRule, resolved (DR-018 ff.).
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::is_default;
 use super::locality::Locality;
+use crate::key::{config_map_stem, credential_stem};
 
 /// How endpoints of a destination are chosen and connected to. All limits are per proxy and destination (DR-073).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,6 +306,17 @@ impl Default for Outlier {
     }
 }
 
+impl Policy {
+    /// The credential that its TLS takes certificates from (DR-114).
+    #[must_use]
+    pub fn credential(&self) -> Option<&UpstreamCredential> {
+        match &self.tls {
+            UpstreamTls::Originate(settings) => settings.credential.as_ref(),
+            UpstreamTls::Auto | UpstreamTls::Disable | UpstreamTls::Mesh { .. } => None,
+        }
+    }
+}
+
 /// TLS towards endpoints (DR-106 ff.).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -361,9 +375,57 @@ pub struct OriginateTls {
     /// Any certificate is accepted (DR-119); default false.
     #[serde(skip_serializing_if = "is_default")]
     pub insecure_skip_verify: bool,
+    /// What the files above would hold, from the volume of credentials instead (DR-114).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<UpstreamCredential>,
     /// What the proxy lacks to provide this TLS, with the object that asked for it: requests fail with it (BYD-061).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
+}
+
+/// Certificates of an object of the cluster, which the proxy finds in its volume of credentials (DLV-150).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamCredential {
+    /// Kind of the object.
+    pub kind: CredentialKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The client shows the certificate in it (`MUTUAL`); default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub shows_certificate: bool,
+    /// The server is verified with the authorities in it; default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub has_authorities: bool,
+}
+
+impl UpstreamCredential {
+    /// Name of its files without their ending (DLV-152).
+    #[must_use]
+    pub fn stem(&self) -> String {
+        match self.kind {
+            CredentialKind::Secret => credential_stem(&self.namespace, &self.name),
+            CredentialKind::ConfigMap => config_map_stem(&self.namespace, &self.name),
+        }
+    }
+}
+
+impl fmt::Display for UpstreamCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// What a credential is copied from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CredentialKind {
+    /// A Secret, of the proxy's own namespace.
+    Secret,
+    /// A ConfigMap with authorities, of the rule's namespace.
+    ConfigMap,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

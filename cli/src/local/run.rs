@@ -275,7 +275,7 @@ impl Run {
         self.plan_pods();
         self.update_services();
         self.rendered = self.renderer.render(&self.store.world());
-        if self.learn_absent_secrets() {
+        if self.learn_absent_credentials() {
             self.rendered = self.renderer.render(&self.store.world());
         }
         self.report();

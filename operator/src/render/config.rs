@@ -61,6 +61,13 @@ impl Own {
 }
 
 impl Configs {
+    /// The keys that were rendered last, each with its view; those too that could not be packed.
+    pub(super) fn views(&self) -> impl Iterator<Item = (&Arc<KeyInputs>, &View)> {
+        let mut all: Vec<_> = self.seen.iter().collect();
+        all.sort_by_key(|(reference, _)| *reference);
+        all.into_iter().map(|(_, seen)| (&seen.inputs, &*seen.view))
+    }
+
     /// Renders the keys; what none of them is any more is forgotten.
     pub(super) fn render(
         &mut self,

@@ -1,5 +1,6 @@
-//! Credentials that gateways name: Secrets of the gateway's own namespace, checked, and copied into Secrets that its pods
-//! mount (DLV-150 ff.). What is missing or malformed is left out, so that it holds back its own server alone (GW-042).
+//! Credentials that Gateways and DestinationRules name: Secrets of the proxy's own namespace and ConfigMaps, checked, and
+//! copied into Secrets that its pods mount (DLV-150 ff.). What is missing or malformed is left out, so that it holds back
+//! its own server or destination alone (GW-042, DR-115).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -9,26 +10,154 @@ use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use weft_bundle::key::{KeyInputs, credential_stem, credentials_index};
+use weft_bundle::key::{KeyInputs, Template, config_map_stem, credential_stem, credentials_index};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::pem;
+use weft_bundle::wire::{CredentialKind, Host, UpstreamCredential, UpstreamTls};
 
-use super::{ConfigRef, Output, Shared, gateway};
-use crate::world::{Credential, ObjectRef, World};
+use super::{ConfigRef, Output, Shared, View, gateway};
+use crate::world::{Credential, Kind, ObjectRef, World};
 
-/// A Secret that servers of a gateway name.
-#[derive(Debug, Clone, Default)]
+/// A Secret or ConfigMap that the configuration of a key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
-    /// Name, in the namespace of the gateway.
-    pub(super) name: String,
+    /// The object.
+    pub(super) source: ObjectRef,
     /// A certificate with its key is wanted of it.
     pub(super) has_pair: bool,
-    /// Authorities of clients are wanted of it.
+    /// Authorities are wanted of it.
     pub(super) has_authorities: bool,
     /// The Secret beside it counts for them.
     pub(super) has_secret_beside: bool,
-    /// The Gateways that name it.
+    /// The Gateways and DestinationRules that name it.
     pub(super) of: Vec<ObjectRef>,
+}
+
+impl Named {
+    /// A Secret of which nothing is wanted yet.
+    pub(super) fn secret(namespace: &str, name: &str, of: ObjectRef) -> Self {
+        Self {
+            source: ObjectRef {
+                kind: Kind::Secret,
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            },
+            has_pair: false,
+            has_authorities: false,
+            has_secret_beside: false,
+            of: vec![of],
+        }
+    }
+
+    /// Puts it with others, of which one may be the same object.
+    pub(super) fn join(self, all: &mut Vec<Self>) {
+        let Some(other) = all.iter_mut().find(|other| other.source == self.source) else {
+            return all.push(self);
+        };
+        other.has_pair |= self.has_pair;
+        other.has_authorities |= self.has_authorities;
+        other.has_secret_beside |= self.has_secret_beside;
+        for of in self.of {
+            if !other.of.contains(&of) {
+                other.of.push(of);
+            }
+        }
+    }
+
+    fn stem(&self) -> String {
+        let ObjectRef { namespace, name, .. } = &self.source;
+        match self.source.kind {
+            Kind::ConfigMap => config_map_stem(namespace, name),
+            _ => credential_stem(namespace, name),
+        }
+    }
+}
+
+/// The credentials that policies of hosts name (DR-114).
+pub(super) fn of_hosts(hosts: &[Host]) -> Vec<Named> {
+    let mut all = Vec::new();
+    for policy in hosts.iter().flat_map(Host::policies) {
+        let (Some(credential), Some(rule)) = (policy.credential(), policy.rule.as_deref().and_then(rule)) else {
+            continue;
+        };
+        let is_secret = credential.kind == CredentialKind::Secret;
+        let mut named = Named::secret(&credential.namespace, &credential.name, rule);
+        if !is_secret {
+            named.source.kind = Kind::ConfigMap;
+        }
+        named.has_pair = credential.shows_certificate;
+        named.has_authorities = credential.has_authorities;
+        named.has_secret_beside = is_secret;
+        named.join(&mut all);
+    }
+    all
+}
+
+/// TLS that policies of hosts ask for and the workload cannot provide, by rule (BYD-061).
+pub(super) fn unavailable(hosts: &[Host]) -> BTreeMap<ObjectRef, String> {
+    let policies = hosts.iter().flat_map(Host::policies);
+    let of = policies.filter_map(|policy| match &policy.tls {
+        UpstreamTls::Originate(settings) => Some((rule(policy.rule.as_deref()?)?, settings.unavailable.clone()?)),
+        UpstreamTls::Auto | UpstreamTls::Disable | UpstreamTls::Mesh { .. } => None,
+    });
+    of.collect()
+}
+
+/// A DestinationRule by `namespace/name`.
+fn rule(id: &str) -> Option<ObjectRef> {
+    let (namespace, name) = id.split_once('/')?;
+    Some(ObjectRef {
+        kind: Kind::DestinationRule,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// What a `credentialName` of a DestinationRule leads to for a proxy of a namespace; nothing is wanted of it yet.
+///
+/// # Errors
+/// Why it cannot be provided.
+pub(super) fn upstream(name: &str, namespace: &str, reads_secrets: bool) -> Result<UpstreamCredential, String> {
+    let credential = |kind, namespace: &str, name: &str| UpstreamCredential {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        shows_certificate: false,
+        has_authorities: false,
+    };
+    if let Some(reference) = name.strip_prefix("configmap://") {
+        let parts = reference.split_once('/');
+        return match parts.filter(|(of, name)| is_name(of) && is_name(name)) {
+            Some((of, name)) => Ok(credential(CredentialKind::ConfigMap, of, name)),
+            None => Err(format!("credentialName {name} is not configmap://NAMESPACE/NAME")),
+        };
+    }
+    let name = secret_name(name)?;
+    if !reads_secrets {
+        return Err(format!(
+            "credentialName {name} is not available to a sidecar unless the rule has a workloadSelector"
+        ));
+    }
+    Ok(credential(CredentialKind::Secret, namespace, name))
+}
+
+/// The name of a Secret without the scheme that says what holds anyway (GW-045).
+///
+/// # Errors
+/// It is none.
+pub(super) fn secret_name(name: &str) -> Result<&str, String> {
+    let plain = name.strip_prefix("kubernetes://").unwrap_or(name);
+    if is_name(plain) {
+        return Ok(plain);
+    }
+    Err(format!(
+        "{plain:?} is no name of a Secret; one of the namespace of the proxy's pods is needed"
+    ))
+}
+
+fn is_name(name: &str) -> bool {
+    let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    !name.is_empty() && name.len() <= 253 && name.bytes().all(letter)
 }
 
 /// The credentials of one key.
@@ -53,10 +182,10 @@ impl fmt::Debug for RenderedCredentials {
     }
 }
 
-/// What was found in Secrets, so that it is looked for once.
+/// What was found in Secrets and ConfigMaps, so that it is looked for once.
 #[derive(Default)]
 pub(super) struct Credentials {
-    seen: HashMap<(String, String), (Arc<Credential>, Arc<Checked>)>,
+    seen: HashMap<ObjectRef, (Arc<Credential>, Arc<Checked>)>,
 }
 
 impl fmt::Debug for Credentials {
@@ -65,7 +194,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What a Secret is good for.
+/// What an object is good for.
 struct Checked {
     /// Bytes by ending, or what is wrong.
     pair: Result<Parts, String>,
@@ -76,11 +205,30 @@ struct Checked {
 type Parts = Vec<(&'static str, Vec<u8>)>;
 
 impl Credentials {
-    /// Renders the credentials of gateways, and reports what is missing to those who name it.
-    pub(super) fn render(&mut self, shared: &Shared<'_>, gateways: &[Arc<KeyInputs>], output: &mut Output) {
+    /// Renders the credentials of keys, each with its view, and reports what is missing to those who name it.
+    pub(super) fn render<'a>(
+        &mut self,
+        shared: &Shared<'_>,
+        keys: impl Iterator<Item = (&'a Arc<KeyInputs>, &'a View)>,
+        output: &mut Output,
+    ) {
         let mut in_use = BTreeSet::new();
-        for inputs in gateways {
-            let named = gateway::credentials(shared, inputs);
+        for (inputs, view) in keys {
+            let mut named = match inputs.template {
+                Template::Gateway => gateway::credentials(shared, inputs),
+                Template::Sidecar => Vec::new(),
+            };
+            for of_rules in &view.credentials {
+                of_rules.clone().join(&mut named);
+            }
+            for (rule, why) in &view.unavailable {
+                if let Some(report) = output.reports.get_mut(rule) {
+                    let text = format!("spec.trafficPolicy.tls: {why}; their requests fail");
+                    if !report.warnings.contains(&text) {
+                        report.warnings.push(text);
+                    }
+                }
+            }
             if named.is_empty() {
                 continue;
             }
@@ -92,7 +240,7 @@ impl Credentials {
             output.credentials.insert(reference, rendered);
         }
         self.seen.retain(|id, _| in_use.contains(id));
-        output.named_secrets = in_use;
+        output.named_credentials = in_use;
     }
 
     fn copy(
@@ -101,20 +249,18 @@ impl Credentials {
         inputs: &KeyInputs,
         all: &[Named],
         output: &mut Output,
-        in_use: &mut BTreeSet<(String, String)>,
+        in_use: &mut BTreeSet<ObjectRef>,
     ) -> RenderedCredentials {
-        let mut shards = Shards::new(&world.settings.limits);
+        let mut shards = Shards::new(&world.settings.limits, inputs.template);
         let mut is_complete = true;
         for named in all {
-            let mut look = |name: String| {
-                let id = (inputs.namespace.clone(), name);
+            let mut look = |id: ObjectRef| {
                 let found = self.look(world, &id);
                 is_complete &= !matches!(found, Found::Unknown);
                 in_use.insert(id);
                 found
             };
-            let stem = credential_stem(&inputs.namespace, &named.name);
-            let own = look(named.name.clone());
+            let own = look(named.source.clone());
             let mut parts = Parts::new();
             let mut problem = None;
             if named.has_pair {
@@ -125,7 +271,13 @@ impl Credentials {
             }
             if named.has_authorities {
                 // The Secret beside it comes first (GW-041).
-                let beside = named.has_secret_beside.then(|| look(format!("{}-cacert", named.name)));
+                let beside = named.has_secret_beside.then(|| {
+                    let name = format!("{}-cacert", named.source.name);
+                    look(ObjectRef {
+                        name,
+                        ..named.source.clone()
+                    })
+                });
                 let beside = beside.filter(|beside| matches!(beside, Found::There(_)));
                 let found = beside.as_ref().unwrap_or(&own).part(|checked| &checked.authorities);
                 match found {
@@ -134,30 +286,31 @@ impl Credentials {
                 }
             }
             let size = parts.iter().map(|(_, bytes)| bytes.len()).sum();
-            if !shards.add(&stem, size, parts) {
+            if !shards.add(&named.stem(), size, parts) {
                 problem = Some(Some((
                     "BundleTooLarge",
-                    "does not fit beside those of older Gateways".to_owned(),
+                    "does not fit beside those of older Gateways and other rules".to_owned(),
                 )));
             }
             let Some((reason, why)) = problem.flatten() else {
                 continue;
             };
-            let message = format!(
-                "Secret {}/{}, which servers name, {why}: their handshakes fail",
-                inputs.namespace, named.name
-            );
             for of in &named.of {
+                let (namers, fail) = match of.kind {
+                    Kind::Gateway => ("servers name", "their handshakes fail"),
+                    _ => ("trafficPolicy.tls names", "its requests fail"),
+                };
                 if let Some(report) = output.reports.get_mut(of) {
-                    report.unresolved.get_or_insert((reason, message.clone()));
+                    let message = format!("{}, which {namers}, {why}: {fail}", named.source);
+                    report.unresolved.get_or_insert((reason, message));
                 }
             }
         }
         shards.finish(is_complete)
     }
 
-    fn look(&mut self, world: &World, id: &(String, String)) -> Found {
-        let credential = match world.secrets.get(id) {
+    fn look(&mut self, world: &World, id: &ObjectRef) -> Found {
+        let credential = match world.credentials.get(id) {
             None => return Found::Unknown,
             Some(None) => return Found::Missing,
             Some(Some(credential)) => credential,
@@ -228,7 +381,7 @@ fn pair(files: &Files) -> Result<Parts, String> {
     Ok(parts)
 }
 
-/// Authorities of clients with the list of what they have revoked (GW-041).
+/// Authorities with the list of what they have revoked (GW-041, DR-114).
 fn authorities(files: &Files) -> Result<Parts, String> {
     let names = [("cacert", "crl"), ("ca.crt", "ca.crl")];
     let found = names
@@ -265,9 +418,13 @@ struct Shards {
 }
 
 impl Shards {
-    fn new(limits: &Limits) -> Self {
+    /// As many as pods mount (DLV-151).
+    fn new(limits: &Limits, template: Template) -> Self {
         Self {
-            most: limits.credential_shards.max(1),
+            most: match template {
+                Template::Gateway => limits.credential_shards.max(1),
+                Template::Sidecar => 1,
+            },
             room: limits.shard,
             all: vec![Default::default()],
         }

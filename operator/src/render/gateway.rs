@@ -208,21 +208,8 @@ pub(super) fn credentials(shared: &Shared<'_>, inputs: &KeyInputs) -> Vec<creden
             continue;
         };
         let of = reference(server.gateway);
-        for named in tls::credentials(server.spec.tls.as_ref(), &settings) {
-            match out.iter_mut().find(|other| other.name == named.name) {
-                Some(other) => {
-                    other.has_pair |= named.has_pair;
-                    other.has_authorities |= named.has_authorities;
-                    other.has_secret_beside |= named.has_secret_beside;
-                    if !other.of.contains(&of) {
-                        other.of.push(of.clone());
-                    }
-                }
-                None => out.push(credential::Named {
-                    of: vec![of.clone()],
-                    ..named
-                }),
-            }
+        for named in tls::credentials(server.spec.tls.as_ref(), &settings, &inputs.namespace, &of) {
+            named.join(&mut out);
         }
     }
     out

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use weft_bundle::key::{KeyInputs, Template};
 use weft_bundle::wire::{
-    ConsistentHash, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy, Protocol,
-    ProxyProtocol, RetryBudget, Subset, TcpKeepalive, Tunnel, UpstreamTls, Warmup,
+    ConsistentHash, CredentialKind, HashKey, Http2Keepalive, HttpVersion, LoadBalancer, OriginateTls, Outlier, Policy,
+    Protocol, ProxyProtocol, RetryBudget, Subset, TcpKeepalive, Tunnel, UpstreamCredential, UpstreamTls, Warmup,
 };
 use weft_crds::DestinationRule;
 use weft_crds::destination_rule::{
@@ -15,8 +15,8 @@ use weft_crds::destination_rule::{
 use weft_crds::duration::Duration;
 use weft_crds::validate::host;
 
-use super::Shared;
 use super::service::{Port, Registered, visibility};
+use super::{Shared, credential};
 
 mod locality;
 
@@ -373,7 +373,7 @@ impl Chosen<'_> {
             outlier: outlier.map(outlier_detection),
             tls: blocks
                 .tls
-                .map(|settings| tls(shared, service, settings))
+                .map(|settings| self.tls(shared, service, settings))
                 .unwrap_or_else(|| {
                     // What is outside takes no mesh mTLS (DR-123).
                     if mesh.enable_auto_mtls == Some(false) || service.external {
@@ -395,6 +395,72 @@ impl Chosen<'_> {
             }),
             ..pool.policy(shared)
         }
+    }
+
+    /// A block without a mode turns TLS off (DR-107).
+    fn tls(&self, shared: &Shared<'_>, service: &Registered<'_>, settings: &ClientTLSSettings) -> UpstreamTls {
+        // A rule's names take the place of those of a ServiceEntry (SE-019, DR-116).
+        let names = || match settings.subject_alt_names.as_slice() {
+            [] => service.subject_alt_names(),
+            own => own.to_vec(),
+        };
+        match settings.mode.as_deref() {
+            Some("ISTIO_MUTUAL") => UpstreamTls::Mesh {
+                sni: settings.sni.clone().filter(|s| !s.is_empty()),
+                subject_alt_names: settings.subject_alt_names.clone(),
+            },
+            Some(mode @ ("SIMPLE" | "MUTUAL")) => {
+                let is_mutual = mode == "MUTUAL";
+                // Where it cannot be provided, requests fail instead of going out in clear (BYD-061).
+                let (credential, unavailable) = match self.credential(settings, is_mutual).transpose() {
+                    Ok(credential) => (credential, None),
+                    Err(why) => (None, Some(why)),
+                };
+                let defaults = shared.world.mesh.tls_defaults.as_ref();
+                let ca = settings
+                    .ca_certificates
+                    .clone()
+                    .filter(|ca| !ca.is_empty() && ca != "system");
+                UpstreamTls::Originate(OriginateTls {
+                    sni: settings.sni.clone().filter(|s| !s.is_empty()),
+                    // They are not verified where nothing is (DR-119).
+                    subject_alt_names: if settings.insecure_skip_verify == Some(true) {
+                        Vec::new()
+                    } else {
+                        names()
+                    },
+                    certificate: settings.client_certificate.clone().filter(|_| is_mutual),
+                    key: settings.private_key.clone().filter(|_| is_mutual),
+                    crl: settings.ca_crl.clone().filter(|crl| !crl.is_empty() && ca.is_some()),
+                    ca,
+                    cipher_suites: defaults.map(|d| d.cipher_suites.clone()).unwrap_or_default(),
+                    curves: defaults.map(|d| d.ecdh_curves.clone()).unwrap_or_default(),
+                    chain_alone: shared.world.mesh.weft.compatibility.as_deref() == Some("istio"),
+                    insecure_skip_verify: settings.insecure_skip_verify == Some(true),
+                    credential,
+                    unavailable,
+                })
+            }
+            _ => UpstreamTls::Disable,
+        }
+    }
+
+    /// What takes the place of files (DR-114).
+    fn credential(&self, settings: &ClientTLSSettings, is_mutual: bool) -> Option<Result<UpstreamCredential, String>> {
+        let name = settings.credential_name.as_deref().filter(|name| !name.is_empty())?;
+        let has_selector = |rule: &&DestinationRule| rule.spec.workload_selector.is_some();
+        let reads_secrets = self.client.is_gateway || self.rules.first().is_some_and(has_selector);
+        let found = credential::upstream(name, self.client.namespace, reads_secrets);
+        Some(found.and_then(|found| {
+            if is_mutual && found.kind == CredentialKind::ConfigMap {
+                return Err(format!("MUTUAL needs a Secret, and {found} has no key"));
+            }
+            Ok(UpstreamCredential {
+                shows_certificate: is_mutual,
+                has_authorities: settings.insecure_skip_verify != Some(true),
+                ..found
+            })
+        }))
     }
 }
 
@@ -611,51 +677,6 @@ fn outlier_detection(detection: &OutlierDetection) -> Outlier {
             .iter()
             .filter_map(|code| u16::try_from(*code).ok())
             .collect(),
-    }
-}
-
-/// A block without a mode turns TLS off (DR-107).
-fn tls(shared: &Shared<'_>, service: &Registered<'_>, settings: &ClientTLSSettings) -> UpstreamTls {
-    // A rule's names take the place of those of a ServiceEntry (SE-019, DR-116).
-    let names = || match settings.subject_alt_names.as_slice() {
-        [] => service.subject_alt_names(),
-        own => own.to_vec(),
-    };
-    match settings.mode.as_deref() {
-        Some("ISTIO_MUTUAL") => UpstreamTls::Mesh {
-            sni: settings.sni.clone().filter(|s| !s.is_empty()),
-            subject_alt_names: settings.subject_alt_names.clone(),
-        },
-        Some(mode @ ("SIMPLE" | "MUTUAL")) => {
-            let credential = settings.credential_name.as_deref().filter(|c| !c.is_empty());
-            // Sidecars may not read Secrets; their requests fail instead of going out in clear (BYD-061).
-            let unavailable = credential.map(|name| format!("credentialName {name} is not available to a sidecar"));
-            let is_mutual = mode == "MUTUAL";
-            let defaults = shared.world.mesh.tls_defaults.as_ref();
-            let ca = settings
-                .ca_certificates
-                .clone()
-                .filter(|ca| !ca.is_empty() && ca != "system");
-            UpstreamTls::Originate(OriginateTls {
-                sni: settings.sni.clone().filter(|s| !s.is_empty()),
-                // They are not verified where nothing is (DR-119).
-                subject_alt_names: if settings.insecure_skip_verify == Some(true) {
-                    Vec::new()
-                } else {
-                    names()
-                },
-                certificate: settings.client_certificate.clone().filter(|_| is_mutual),
-                key: settings.private_key.clone().filter(|_| is_mutual),
-                crl: settings.ca_crl.clone().filter(|crl| !crl.is_empty() && ca.is_some()),
-                ca,
-                cipher_suites: defaults.map(|d| d.cipher_suites.clone()).unwrap_or_default(),
-                curves: defaults.map(|d| d.ecdh_curves.clone()).unwrap_or_default(),
-                chain_alone: shared.world.mesh.weft.compatibility.as_deref() == Some("istio"),
-                insecure_skip_verify: settings.insecure_skip_verify == Some(true),
-                unavailable,
-            })
-        }
-        _ => UpstreamTls::Disable,
     }
 }
 

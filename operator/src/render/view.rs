@@ -9,9 +9,11 @@ use weft_bundle::key::{ContainerPort, InterceptionMode, KeyInputs, Template};
 use weft_bundle::wire::{ExtraDomain, Host, Listener, RouteTable};
 use weft_crds::{DestinationRule, Gateway, MeshConfig, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
+use super::credential::{self, Named};
 use super::service::visibility;
 use super::sound::Sound;
 use super::{Shared, route, same, scope};
+use crate::world::ObjectRef;
 
 /// The outbound part of a bundle.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +26,18 @@ pub struct View {
     pub domains: Vec<ExtraDomain>,
     /// See [`weft_bundle::wire::Bundle::listeners`].
     pub listeners: Vec<Listener>,
+    /// Objects that policies of the hosts take certificates from.
+    pub(super) credentials: Vec<Named>,
+    /// TLS that they ask for and that cannot be provided, by rule.
+    pub(super) unavailable: BTreeMap<ObjectRef, String>,
 }
 
 impl View {
     fn new(shared: &Shared<'_>, inputs: &KeyInputs, sidecar: Option<&Sidecar>) -> Self {
         let (hosts, routes, domains, listeners) = route::hosts(shared, inputs, sidecar);
         Self {
+            credentials: credential::of_hosts(&hosts),
+            unavailable: credential::unavailable(&hosts),
             hosts,
             routes,
             domains,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_crds::object::{KINDS, ParseError, read};
@@ -34,6 +34,14 @@ pub fn object(value: &Value, control_plane: &str) -> Result<Read, ParseError> {
             text("/metadata/name"),
         )));
     }
+    let credential = |kind, content| Object::Credential {
+        reference: ObjectRef {
+            kind,
+            namespace: text("/metadata/namespace").to_owned(),
+            name: text("/metadata/name").to_owned(),
+        },
+        content: Some(Arc::new(content)),
+    };
     let object = match (group, kind) {
         ("", "Namespace") => Object::Namespace(fit(value)?),
         ("", "Service") => Object::Service(fit(value)?),
@@ -45,11 +53,11 @@ pub fn object(value: &Value, control_plane: &str) -> Result<Read, ParseError> {
         }
         ("", "Secret") => {
             let secret: Arc<Secret> = fit(value)?;
-            Object::Secret {
-                namespace: text("/metadata/namespace").to_owned(),
-                name: text("/metadata/name").to_owned(),
-                content: Some(Arc::new(Credential::of(&secret))),
-            }
+            credential(Kind::Secret, Credential::of(&secret))
+        }
+        ("", "ConfigMap") => {
+            let map: Arc<ConfigMap> = fit(value)?;
+            credential(Kind::ConfigMap, Credential::of_config_map(&map))
         }
         ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(fit(value)?),
         ("apps", "Deployment") => Object::Deployment(fit(value)?),

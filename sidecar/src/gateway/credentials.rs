@@ -2,10 +2,10 @@
 //! again when they change. Without one that can be used the handshakes of the servers that name it fail, and nothing else
 //! does (GW-042, GW-043, BYD-066).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -17,7 +17,6 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
-use weft_bundle::key::is_credentials_index;
 use weft_bundle::model::{Config, Serves};
 use weft_bundle::pack::{Files, sha256};
 use weft_bundle::pem;
@@ -29,8 +28,6 @@ use crate::tls::{carries_one_of, narrowed};
 #[derive(Default)]
 pub struct Credentials {
     ready: ArcSwap<HashMap<TlsSettings, Entry>>,
-    /// Of the volume, with what has left it and may be in use.
-    volume: Mutex<Files>,
     /// Some server names files outside of the volume, of which nothing tells when they change.
     has_files: AtomicBool,
 }
@@ -66,26 +63,8 @@ struct Ready {
 }
 
 impl Credentials {
-    /// Takes the volume as it is now; whether it differs. A credential that the volume says is not there is gone. One that
-    /// it says nothing of stays: the configuration that names it no more is on its way, or a Secret was deleted as a whole
-    /// (DLV-153).
-    pub fn take(&self, mut files: Files) -> bool {
-        let mut volume = self.lock_volume();
-        let listed = listed(&files);
-        let is_unlisted = |name: &str| stem(name).is_some_and(|stem| !listed.contains(stem));
-        let kept = volume.iter().filter(|(name, _)| is_unlisted(name));
-        let kept: Files = kept.map(|(name, bytes)| (name.clone(), bytes.clone())).collect();
-        for (name, bytes) in kept {
-            files.entry(name).or_insert(bytes);
-        }
-        let changed = *volume != files;
-        *volume = files;
-        changed
-    }
-
     /// Makes ready what a configuration names, and tells of what changed. What is still the same stays as it is.
-    pub fn make(&self, config: &Config) {
-        let mut volume = self.lock_volume();
+    pub fn make(&self, config: &Config, volume: &Files) {
         let before = self.ready.load();
         let mut next: HashMap<TlsSettings, Entry> = HashMap::new();
         let current = |made| Entry { made, is_current: true };
@@ -98,7 +77,7 @@ impl Credentials {
             }
             has_files |= names_files(settings);
             let known = before.get(settings).map(|entry| &entry.made);
-            let sources = Sources::read(settings, &volume);
+            let sources = Sources::read(settings, volume);
             let digest = sources.as_ref().ok().map(Sources::digest);
             if let Some(known) = known.filter(|known| known.digest.is_some() && known.digest == digest) {
                 changed |= !before[settings].is_current;
@@ -140,22 +119,9 @@ impl Credentials {
         }
         next.extend(leaving);
         self.has_files.store(has_files, Ordering::Relaxed);
-        let in_use: BTreeSet<&str> = named(config).flat_map(stems).collect();
-        let listed: BTreeSet<String> = listed(&volume).into_iter().map(ToOwned::to_owned).collect();
-        let is_of_use = |stem: &str| listed.contains(stem) || in_use.contains(stem);
-        volume.retain(|name, _| stem(name).is_none_or(is_of_use));
         if changed {
             self.ready.store(Arc::new(next));
         }
-    }
-
-    /// Whether a configuration names a credential of which the volume says nothing yet.
-    #[must_use]
-    pub fn lacks(&self, config: &Config) -> bool {
-        let volume = self.lock_volume();
-        let listed = listed(&volume);
-        let is_known = |of: &str| listed.contains(of) || volume.keys().any(|name| stem(name) == Some(of));
-        named(config).flat_map(stems).any(|stem| !is_known(stem))
     }
 
     /// Whether files have to be looked at now and then.
@@ -180,25 +146,6 @@ impl Credentials {
         };
         Some(config.clone())
     }
-
-    fn lock_volume(&self) -> MutexGuard<'_, Files> {
-        self.volume.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Credentials that the volume says are there, or are not.
-fn listed(files: &Files) -> BTreeSet<&str> {
-    let indices = files.iter().filter(|(name, _)| is_credentials_index(name));
-    indices
-        .flat_map(|(_, bytes)| std::str::from_utf8(bytes).unwrap_or_default().lines())
-        .collect()
-}
-
-/// The credential that a file of the volume is a part of.
-fn stem(file: &str) -> Option<&str> {
-    file.split_once('.')
-        .map(|(stem, _)| stem)
-        .filter(|stem| !stem.is_empty())
 }
 
 /// The settings of all servers of a configuration at which TLS ends with something else than the identity.
@@ -212,8 +159,12 @@ fn named(config: &Config) -> impl Iterator<Item = &TlsSettings> {
     all.filter(|settings| !settings.certificates.contains(&Certificate::Workload))
 }
 
-/// The credentials that settings name.
-fn stems(settings: &TlsSettings) -> impl Iterator<Item = &str> {
+/// The credentials that servers of a configuration name, by the names of their files without ending.
+pub(crate) fn stems(config: &Config) -> impl Iterator<Item = &str> {
+    named(config).flat_map(stems_of)
+}
+
+fn stems_of(settings: &TlsSettings) -> impl Iterator<Item = &str> {
     let certificates = settings
         .certificates
         .iter()

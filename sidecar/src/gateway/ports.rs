@@ -11,6 +11,7 @@ use arc_swap::ArcSwapOption;
 use nix::errno::Errno;
 use tokio::sync::watch;
 use tokio::time::sleep;
+use weft_bundle::model::Config;
 
 use super::Credentials;
 use crate::io::bind;
@@ -129,9 +130,7 @@ impl Ports {
     /// Puts a configuration in force, its ports open before and those that it does not name closed after; gives the one
     /// before. The caller is the only one who does.
     pub fn activate(&self, shared: &Shared, next: Arc<Snapshot>) -> Option<Arc<Snapshot>> {
-        if self.address.is_some() {
-            self.credentials.make(&next.config);
-        }
+        self.take_credentials(shared, &next.config);
         let mut open = self.open.borrow().clone();
         let wanted = |number: &u16| next.config.listeners.contains_key(number);
         self.lock_failed().retain(|number, _| wanted(number));
@@ -155,13 +154,20 @@ impl Ports {
         before
     }
 
+    /// Makes ready what servers of a configuration show.
+    pub fn take_credentials(&self, shared: &Shared, config: &Config) {
+        if self.address.is_some() {
+            self.credentials.make(config, &shared.credentials.files());
+        }
+    }
+
     /// Opens what could not be opened when its configuration came, and takes files of certificates that have changed.
     pub fn try_again(&self, shared: &Shared) {
         let Some(snapshot) = shared.current.load_full() else {
             return;
         };
         if self.credentials.has_files() {
-            self.credentials.make(&snapshot.config);
+            self.credentials.make(&snapshot.config, &shared.credentials.files());
         }
         if self.has_failed() {
             let mut open = self.open.borrow().clone();

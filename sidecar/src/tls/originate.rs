@@ -18,9 +18,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use weft_bundle::pem;
-use weft_bundle::wire::OriginateTls;
+use weft_bundle::wire::{OriginateTls, UpstreamCredential};
 
-use super::{FromDer, GeneralName, Inner, TlsStream, X509Certificate, provider};
+use super::{CredentialVolume, FromDer, GeneralName, Inner, TlsStream, X509Certificate, provider};
 use crate::http::Version;
 
 /// Where Debian, Alpine and Red Hat keep the system's anchors.
@@ -43,6 +43,7 @@ pub(crate) async fn handshake(
     settings: &OriginateTls,
     host: &str,
     inner: Inner,
+    volume: &CredentialVolume,
     stream: TcpStream,
 ) -> Result<TlsStream, OriginateError> {
     if let Some(reason) = &settings.unavailable {
@@ -56,7 +57,7 @@ pub(crate) async fn handshake(
     }
     // Opaque connections without `sni` send none (DR-118).
     let sends_name = settings.sni.is_some() || inner != Inner::Tcp;
-    let config = cached(settings, &names, sends_name, inner).map_err(OriginateError::Unavailable)?;
+    let config = cached(settings, &names, sends_name, inner, volume).map_err(OriginateError::Unavailable)?;
     let name = settings.sni.as_deref().unwrap_or(host);
     let name = if name.contains('*') { NO_NAME } else { name };
     let server_name = ServerName::try_from(name.to_owned())
@@ -106,8 +107,8 @@ struct Kind {
     inner: Inner,
 }
 
-/// A client configuration and the state of the files that it was made of.
-type Made = (Arc<ClientConfig>, Vec<Option<(SystemTime, u64)>>);
+/// A client configuration and what it was made of.
+type Made = (Arc<ClientConfig>, Sources);
 
 thread_local! {
     /// Reading anchors takes milliseconds, so each worker keeps what it made.
@@ -117,24 +118,30 @@ thread_local! {
 /// Most configurations that a worker keeps.
 const MOST_KEPT: usize = 1024;
 
-/// The configuration for some settings; made anew when a file has changed (DR-122).
-fn cached(settings: &OriginateTls, names: &Names, sends_name: bool, inner: Inner) -> Result<Arc<ClientConfig>, String> {
+/// The configuration for some settings; made anew when a file or the credential has changed (DR-115, DR-122).
+fn cached(
+    settings: &OriginateTls,
+    names: &Names,
+    sends_name: bool,
+    inner: Inner,
+    volume: &CredentialVolume,
+) -> Result<Arc<ClientConfig>, String> {
     let kind = Kind {
         settings: format!("{settings:?}"),
         names: names.clone(),
         sends_name,
         inner,
     };
-    let now = stamps(settings);
+    let now = Sources::of(settings, volume)?;
     let known = MADE.with_borrow(|made| {
         made.get(&kind)
-            .filter(|(_, stamps)| *stamps == now)
+            .filter(|(_, sources)| *sources == now)
             .map(|(c, _)| c.clone())
     });
     if let Some(config) = known {
         return Ok(config);
     }
-    let mut config = client_config(settings, names, inner)?;
+    let mut config = client_config(settings, names, inner, now.credential.as_ref())?;
     config.enable_sni = sends_name;
     let config = Arc::new(config);
     MADE.with_borrow_mut(|made| {
@@ -146,17 +153,63 @@ fn cached(settings: &OriginateTls, names: &Names, sends_name: bool, inner: Inner
     Ok(config)
 }
 
-/// Time and length of each file that settings name.
-fn stamps(settings: &OriginateTls) -> Vec<Option<(SystemTime, u64)>> {
-    let files = [&settings.certificate, &settings.key, &settings.ca, &settings.crl];
-    let stamp = |file: &String| {
-        let metadata = std::fs::metadata(file).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
-    };
-    files.into_iter().flatten().map(stamp).collect()
+/// What a client configuration is made of.
+#[derive(PartialEq, Eq)]
+struct Sources {
+    /// Time and length of each file that the settings name.
+    stamps: Vec<Option<(SystemTime, u64)>>,
+    /// The credential that they name.
+    credential: Option<Credential>,
 }
 
-fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result<ClientConfig, String> {
+/// Parts of a credential that the settings ask for, as PEM.
+#[derive(PartialEq, Eq)]
+struct Credential {
+    /// Certificate and key that the client shows.
+    pair: Option<(Vec<u8>, Vec<u8>)>,
+    authorities: Option<Vec<u8>>,
+    revoked: Option<Vec<u8>>,
+}
+
+impl Sources {
+    fn of(settings: &OriginateTls, volume: &CredentialVolume) -> Result<Self, String> {
+        let files = [&settings.certificate, &settings.key, &settings.ca, &settings.crl];
+        let stamp = |file: &String| {
+            let metadata = std::fs::metadata(file).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        };
+        let credential = settings.credential.as_ref().map(|of| Credential::of(of, volume));
+        Ok(Self {
+            stamps: files.into_iter().flatten().map(stamp).collect(),
+            credential: credential.transpose()?,
+        })
+    }
+}
+
+impl Credential {
+    /// The error names the object (BYD-061).
+    fn of(wanted: &UpstreamCredential, volume: &CredentialVolume) -> Result<Self, String> {
+        let (files, stem) = (volume.files(), wanted.stem());
+        let part = |ending: &str| files.get(&format!("{stem}.{ending}")).cloned();
+        let needed = |ending: &str, what: &str| {
+            part(ending).ok_or_else(|| format!("{wanted} has no {what} that can be used, or has not arrived"))
+        };
+        let pair = || Ok::<_, String>((needed("crt", "certificate")?, needed("key", "certificate")?));
+        let authorities = || needed("ca", "authority (ca.crt)");
+        Ok(Self {
+            pair: wanted.shows_certificate.then(pair).transpose()?,
+            authorities: wanted.has_authorities.then(authorities).transpose()?,
+            revoked: part("crl"),
+        })
+    }
+}
+
+fn client_config(
+    settings: &OriginateTls,
+    names: &Names,
+    inner: Inner,
+    credential: Option<&Credential>,
+) -> Result<ClientConfig, String> {
     let provider = Arc::new(narrowed(provider(), &settings.cipher_suites, &settings.curves));
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -164,12 +217,13 @@ fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result
     let verifier = match names {
         Names::Nothing => None,
         Names::Chain | Names::Server | Names::Listed(_) => {
-            let roots = Arc::new(anchors(settings.ca.as_deref())?);
-            let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
-            if let Some(file) = &settings.crl {
-                let lists = CertificateRevocationListDer::pem_file_iter(file)
-                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                    .map_err(|e| format!("{file}: {e}"))?;
+            let authorities = credential.and_then(|credential| credential.authorities.as_deref());
+            let roots = match authorities {
+                Some(pem) => anchors_in(pem)?,
+                None => anchors(settings.ca.as_deref())?,
+            };
+            let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+            if let Some(lists) = revoked(settings, credential)? {
                 // Of issuers that publish no list nothing is known.
                 builder = builder.with_crls(lists).allow_unknown_revocation_status();
             }
@@ -181,15 +235,9 @@ fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result
         names: names.clone(),
         algorithms: provider.signature_verification_algorithms,
     }));
-    let mut config = match (&settings.certificate, &settings.key) {
-        (Some(certificate), Some(key)) => {
-            let chain = CertificateDer::pem_file_iter(certificate)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| format!("{certificate}: {}", pem::problem(&e)))?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{key}: {}", pem::problem(&e)))?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())?
-        }
-        _ => builder.with_no_client_auth(),
+    let mut config = match shown(settings, credential)? {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())?,
+        None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = match inner {
         Inner::Http(Version::Http2) => vec![b"h2".to_vec()],
@@ -197,6 +245,42 @@ fn client_config(settings: &OriginateTls, names: &Names, inner: Inner) -> Result
         Inner::Tcp => Vec::new(),
     };
     Ok(config)
+}
+
+/// Lists of certificates that are not to be trusted any more.
+fn revoked(
+    settings: &OriginateTls,
+    credential: Option<&Credential>,
+) -> Result<Option<Vec<CertificateRevocationListDer<'static>>>, String> {
+    if let Some(pem) = credential.and_then(|credential| credential.revoked.as_deref()) {
+        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+        return lists.map(Some).map_err(|e| pem::problem(&e).to_owned());
+    }
+    let Some(file) = &settings.crl else {
+        return Ok(None);
+    };
+    let lists = CertificateRevocationListDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    lists.map(Some).map_err(|e| format!("{file}: {e}"))
+}
+
+/// What the client shows, with its key.
+type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn shown(settings: &OriginateTls, credential: Option<&Credential>) -> Result<Option<Shown>, String> {
+    if let Some((chain, key)) = credential.and_then(|credential| credential.pair.as_ref()) {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.map_err(|e| pem::problem(&e).to_owned())?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| pem::problem(&e).to_owned())?;
+        return Ok(Some((chain, key)));
+    }
+    let (Some(certificate), Some(key)) = (&settings.certificate, &settings.key) else {
+        return Ok(None);
+    };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| format!("{certificate}: {}", pem::problem(&e)))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{key}: {}", pem::problem(&e)))?;
+    Ok(Some((chain, key)))
 }
 
 /// The provider with the suites and groups that are left (DR-121). Names that nobody knows are passed over.
@@ -260,6 +344,15 @@ fn anchors(file: Option<&str>) -> Result<RootCertStore, String> {
         }
     }
     Err(last)
+}
+
+fn anchors_in(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());
+    if store.is_empty() {
+        return Err("no usable trust anchor in the credential".to_owned());
+    }
+    Ok(store)
 }
 
 #[derive(Debug)]

@@ -64,15 +64,17 @@ impl Run {
             .retain(|identity, _| self.rendered.identities.contains(identity));
     }
 
-    /// Tells the world which Secrets that Gateways name are not there; whether that is news.
-    pub(super) fn learn_absent_secrets(&mut self) -> bool {
+    /// Tells the world which Secrets and ConfigMaps that mesh objects name are not there; whether that is news.
+    pub(super) fn learn_absent_credentials(&mut self) -> bool {
         let world = self.store.world();
-        let named = self.rendered.named_secrets.iter();
-        let absent: Vec<_> = named.filter(|id| !world.secrets.contains_key(*id)).cloned().collect();
-        for (namespace, name) in &absent {
-            let object = Object::Secret {
-                namespace: namespace.clone(),
-                name: name.clone(),
+        let named = self.rendered.named_credentials.iter();
+        let absent: Vec<_> = named
+            .filter(|id| !world.credentials.contains_key(*id))
+            .cloned()
+            .collect();
+        for reference in &absent {
+            let object = Object::Credential {
+                reference: reference.clone(),
                 content: None,
             };
             self.store.apply(WorldEvent::Apply(object));

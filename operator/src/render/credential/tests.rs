@@ -1,5 +1,5 @@
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use weft_bundle::wire::{Certificate, Serves, TlsSettings};
+use weft_bundle::wire::{Certificate, OriginateTls, Serves, TlsSettings};
 
 use super::*;
 use crate::render::stage::{STAGE, bundle, rule};
@@ -79,11 +79,13 @@ impl Stage {
 
     /// A Secret; without files it is known not to be there.
     fn secret(&mut self, id: &str, files: Held<'_>) -> &mut Self {
-        let (namespace, name) = id.split_once('/').expect("namespace/name");
+        self.hold(Kind::Secret, id, files)
+    }
+
+    fn hold(&mut self, kind: Kind, id: &str, files: Held<'_>) -> &mut Self {
         let bytes = |(name, text): &(&str, &str)| ((*name).to_owned(), text.as_bytes().to_vec());
-        self.store.apply(Event::Apply(Object::Secret {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+        self.store.apply(Event::Apply(Object::Credential {
+            reference: source(kind, id),
             content: files.map(|files| {
                 Arc::new(Credential {
                     files: files.iter().map(bytes).collect(),
@@ -97,6 +99,16 @@ impl Stage {
         let output = self.renderer.render(&self.store.world());
         assert!(output.failures.is_empty(), "{:?}", output.failures);
         output
+    }
+}
+
+/// An object `namespace/name`.
+fn source(kind: Kind, id: &str) -> ObjectRef {
+    let (namespace, name) = id.split_once('/').expect("namespace/name");
+    ObjectRef {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
     }
 }
 
@@ -153,8 +165,8 @@ fn secrets_of_the_gateways_namespace_are_copied_under_names_of_their_own() {
         .secret("app/plain", Some(both))
         .secret("edge/other", Some(plain));
     let output = stage.render();
-    let named = [("edge", "both"), ("edge", "plain")].map(|(ns, n)| (ns.to_owned(), n.to_owned()));
-    assert_eq!(output.named_secrets, BTreeSet::from(named));
+    let named = ["edge/both", "edge/plain"].map(|id| source(Kind::Secret, id));
+    assert_eq!(output.named_credentials, BTreeSet::from(named));
     assert_eq!(unresolved(&output), None);
     assert_eq!(file(&output, "plain", "crt").as_ref(), Some(&one));
     assert_eq!(file(&output, "plain", "key").as_ref(), Some(&one_key));
@@ -291,7 +303,7 @@ fn authorities_come_from_the_secret_or_from_the_one_beside_it() {
     put(&mut stage, "edge/c", &[("cacert".to_owned(), third.clone())]);
     stage.secret("edge/a-cacert", None);
     let output = stage.render();
-    let named: Vec<_> = output.named_secrets.iter().map(|(_, name)| name.as_str()).collect();
+    let named: Vec<_> = output.named_credentials.iter().map(|of| of.name.as_str()).collect();
     assert_eq!(named, ["a", "a-cacert", "b", "c"]);
     assert_eq!(unresolved(&output), None);
     assert_eq!(file(&output, "a", "ca").as_ref(), Some(&first));
@@ -342,4 +354,168 @@ fn credentials_of_the_oldest_gateways_are_kept_where_not_all_fit() {
         (told("young"), told("oldest"), told("old")),
         (Some("BundleTooLarge"), None, None)
     );
+}
+
+/// What the proxy of a workload does towards `echo` by a rule with TLS.
+fn originates(output: &Output, workload: &str) -> OriginateTls {
+    let bundle = bundle(output, workload);
+    let echo = bundle.hosts.iter().find(|host| host.name == "echo").expect("seen");
+    match &echo.ports[0].policy.tls {
+        UpstreamTls::Originate(settings) => settings.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Files of the copy that the proxies of a workload mount.
+fn copied(output: &Output, workload: &str) -> Option<Files> {
+    let (namespace, name) = workload.split_once('/').expect("namespace/name");
+    let of = |(reference, config): (&ConfigRef, &Arc<crate::render::RenderedConfig>)| {
+        (reference.namespace == namespace && config.inputs.workload == name).then(|| reference.clone())
+    };
+    let reference = output.configs.iter().find_map(of).expect("rendered");
+    let rendered = output.credentials.get(&reference)?;
+    Some(rendered.shards.iter().flat_map(|shard| Files::clone(shard)).collect())
+}
+
+fn report<'o>(output: &'o Output, rule: &str) -> &'o ObjectReport {
+    &output.reports[&source(Kind::DestinationRule, rule)]
+}
+
+fn tls_rule(name: &str, more: &str, tls: &str) -> String {
+    rule(
+        "app",
+        name,
+        1,
+        &format!("{{host: echo{more}, trafficPolicy: {{tls: {{{tls}}}}}}}"),
+    )
+}
+
+// spec: DR-114, BYD-061
+#[test]
+fn a_secret_of_a_rule_is_for_gateways_and_for_the_sidecars_that_the_rule_selects() {
+    let ((leaf, key), (root, _)) = (pair("client"), authority());
+    let held: &[(&str, &str)] = &[("tls.crt", &leaf), ("tls.key", &key), ("ca.crt", &root)];
+    let mut stage = Stage::new(&tls_rule("r", "", "mode: MUTUAL, credentialName: bank"));
+    stage
+        .secret("edge/bank", Some(held))
+        .secret("edge/bank-cacert", None)
+        .secret("app/bank", Some(held))
+        .secret("other/bank", Some(held));
+    let output = stage.render();
+    // Each gateway has that of its own namespace.
+    let named = ["edge/bank", "edge/bank-cacert"].map(|id| source(Kind::Secret, id));
+    assert_eq!(output.named_credentials, BTreeSet::from(named));
+    let of_gateway = originates(&output, "edge/ingress");
+    let credential = of_gateway.credential.expect("a credential");
+    assert_eq!(credential.to_string(), "Secret edge/bank");
+    assert!(credential.shows_certificate && credential.has_authorities && of_gateway.unavailable.is_none());
+    let files = copied(&output, "edge/ingress").expect("a copy");
+    let file = |ending: &str| files.get(&format!("{}.{ending}", credential.stem()));
+    for (ending, text) in [("crt", &leaf), ("key", &key), ("ca", &root)] {
+        assert_eq!(file(ending).map(Vec::as_slice), Some(text.as_bytes()), "{ending}");
+    }
+    // Sidecars have none, and neither TLS nor clear.
+    for workload in ["app/client", "other/client"] {
+        let settings = originates(&output, workload);
+        assert!(settings.credential.is_none() && settings.unavailable.expect("why").contains("bank"));
+        assert_eq!(copied(&output, workload), None);
+    }
+    let told = report(&output, "app/r");
+    assert!(
+        told.warnings.iter().any(|text| text.contains("workloadSelector")),
+        "{told:?}"
+    );
+    assert_eq!(told.unresolved, None);
+
+    let selector = ", workloadSelector: {matchLabels: {app: client}}";
+    let mut stage = Stage::new(&tls_rule(
+        "r",
+        selector,
+        "mode: MUTUAL, credentialName: 'kubernetes://bank'",
+    ));
+    stage.secret("app/bank", Some(held)).secret("app/bank-cacert", None);
+    let output = stage.render();
+    let settings = originates(&output, "app/client");
+    assert_eq!(
+        settings.credential.expect("a credential").to_string(),
+        "Secret app/bank"
+    );
+    assert_eq!(
+        copied(&output, "app/client").expect("a copy").len(),
+        4,
+        "three files and the index"
+    );
+    assert_eq!(copied(&output, "other/client"), None, "such a rule is private");
+    assert_eq!(
+        (&report(&output, "app/r").warnings, &report(&output, "app/r").unresolved),
+        (&Vec::new(), &None)
+    );
+}
+
+// spec: DR-114, DR-112
+#[test]
+fn a_config_map_gives_authorities_to_every_proxy_and_certificates_to_none() {
+    let (root, _) = authority();
+    let mut stage = Stage::new(&tls_rule(
+        "r",
+        "",
+        "mode: SIMPLE, credentialName: 'configmap://app/roots'",
+    ));
+    stage.hold(Kind::ConfigMap, "app/roots", Some(&[("ca.crt", &root)]));
+    let output = stage.render();
+    assert_eq!(
+        output.named_credentials,
+        BTreeSet::from([source(Kind::ConfigMap, "app/roots")])
+    );
+    for workload in ["app/client", "other/client", "edge/ingress"] {
+        let credential = originates(&output, workload).credential.expect("a credential");
+        assert_eq!(credential.to_string(), "ConfigMap app/roots");
+        assert!(!credential.shows_certificate && credential.has_authorities);
+        let files = copied(&output, workload).expect("a copy");
+        assert_eq!(
+            files[&format!("{}.ca", credential.stem())],
+            root.as_bytes(),
+            "{workload}"
+        );
+    }
+    let mutual = Stage::new(&tls_rule(
+        "r",
+        "",
+        "mode: MUTUAL, credentialName: 'configmap://app/roots'",
+    ))
+    .render();
+    for workload in ["app/client", "edge/ingress"] {
+        let settings = originates(&mutual, workload);
+        assert!(settings.unavailable.expect("why").contains("no key"), "{workload}");
+    }
+}
+
+// spec: DR-114, DR-115, DLV-153
+#[test]
+fn what_a_rule_names_and_is_not_there_is_told_at_the_rule() {
+    let (root, _) = authority();
+    let selector = ", workloadSelector: {matchLabels: {app: client}}";
+    let mut stage = Stage::new(&tls_rule("r", selector, "mode: SIMPLE, credentialName: bank"));
+    assert_eq!(
+        report(&stage.render(), "app/r").unresolved,
+        None,
+        "nothing is known yet"
+    );
+    stage.secret("app/bank", None).secret("app/bank-cacert", None);
+    let output = stage.render();
+    let (reason, message) = report(&output, "app/r").unresolved.clone().expect("told");
+    assert!(reason == "SecretNotFound" && message.contains("app/bank") && message.contains("requests fail"));
+    let files = copied(&output, "app/client").expect("a copy");
+    assert_eq!(
+        files.keys().collect::<Vec<_>>(),
+        ["index-0"],
+        "which says that it is not there"
+    );
+    stage.secret("app/bank", Some(&[("ca.crt", "x")]));
+    let (reason, _) = report(&stage.render(), "app/r").unresolved.clone().expect("told");
+    assert_eq!(reason, "SecretInvalid");
+    stage.secret("app/bank-cacert", Some(&[("cacert", &root)]));
+    let output = stage.render();
+    assert_eq!(report(&output, "app/r").unresolved, None, "the one beside it is enough");
+    assert_eq!(copied(&output, "app/client").expect("a copy").len(), 2);
 }

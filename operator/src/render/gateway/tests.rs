@@ -759,7 +759,7 @@ fn servers_at_which_tls_ends_have_names_and_rules_of_their_own() {
     let (reason, message) = refused(&output, "Gateway app/late");
     assert_eq!(reason, "Conflicted");
     assert!(message.contains("b.com"), "{message}");
-    assert!(output.credentials.is_empty() && output.named_secrets.is_empty());
+    assert!(output.credentials.is_empty() && output.named_credentials.is_empty());
 }
 
 // spec: GW-058

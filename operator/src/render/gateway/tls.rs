@@ -5,7 +5,8 @@ use weft_bundle::wire::{Authorities, Certificate, Clients, TlsSettings, TlsVersi
 use weft_crds::gateway::{OFFERED_SUITES, ServerTLSSettings};
 use weft_crds::mesh_config::TlsDefaults;
 
-use crate::render::credential::Named;
+use crate::render::credential::{Named, secret_name};
+use crate::world::ObjectRef;
 
 /// How TLS ends at a server of workloads in a namespace; `None` where it passes through; or why that is not supported.
 pub(super) fn termination(
@@ -74,25 +75,29 @@ pub(super) fn termination(
     }))
 }
 
-/// The credentials that a server names, as its settings refer to them.
-pub(super) fn credentials(tls: Option<&ServerTLSSettings>, settings: &TlsSettings) -> Vec<Named> {
+/// The credentials that a server of a Gateway names, as its settings refer to them.
+pub(super) fn credentials(
+    tls: Option<&ServerTLSSettings>,
+    settings: &TlsSettings,
+    namespace: &str,
+    of: &ObjectRef,
+) -> Vec<Named> {
     let Some(tls) = tls else { return Vec::new() };
     let mut out = Vec::new();
+    let secret = |name: &str| Some(Named::secret(namespace, secret_name(name).ok()?, of.clone()));
     let is_credential = |certificate: &Certificate| matches!(certificate, Certificate::Credential(_));
     if settings.certificates.iter().any(is_credential) {
-        out.extend(names(tls).into_iter().map(|name| Named {
-            name: plain(name).to_owned(),
+        out.extend(names(tls).into_iter().filter_map(secret).map(|named| Named {
             has_pair: true,
-            ..Named::default()
+            ..named
         }));
     }
     let authorities = settings.clients.as_ref().map(|clients| &clients.authorities);
-    if let (Some(Authorities::Credential(_)), Some(name)) = (authorities, authority(tls)) {
+    if let (Some(Authorities::Credential(_)), Some(named)) = (authorities, authority(tls).and_then(secret)) {
         out.push(Named {
-            name: plain(name).to_owned(),
             has_authorities: true,
             has_secret_beside: set(&tls.ca_cert_credential_name).is_none(),
-            ..Named::default()
+            ..named
         });
     }
     out
@@ -151,22 +156,7 @@ fn authority(tls: &ServerTLSSettings) -> Option<&str> {
 }
 
 fn stem(name: &str, namespace: &str) -> Result<String, String> {
-    let name = plain(name);
-    let is_name = |name: &str| {
-        let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
-        !name.is_empty() && name.len() <= 253 && name.bytes().all(letter)
-    };
-    if !is_name(name) {
-        return Err(format!(
-            "{name:?} is no name of a Secret; one of the namespace of the gateway's pods is needed"
-        ));
-    }
-    Ok(credential_stem(namespace, name))
-}
-
-/// The name without the scheme that says what holds anyway (GW-045).
-fn plain(name: &str) -> &str {
-    name.strip_prefix("kubernetes://").unwrap_or(name)
+    Ok(credential_stem(namespace, secret_name(name)?))
 }
 
 fn set(text: &Option<String>) -> Option<&str> {
