@@ -1,9 +1,12 @@
 //! Hosts of ServiceEntries, and what a Sidecar keeps a workload from calling.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
-use super::support::{Run, Way, pod};
+use super::support::{Run, Way, holder, pod, self_signed};
 
 /// A server of this machine that is in no mesh; it answers with the Host that it was asked for.
 fn outside() -> u16 {
@@ -82,6 +85,132 @@ fn a_host_of_an_entry_is_called_and_under_registry_only_no_other() {
 
     run.remove("entry.yaml");
     becomes(api, 503);
+}
+
+/// A TLS server of this machine that wants a certificate, and tells in its answer which one it got.
+struct Outside {
+    server: Child,
+    port: u16,
+}
+
+impl Outside {
+    fn start(dir: &Path, own: &(String, String), clients: &str) -> Self {
+        let file = |name: &str, text: &str| {
+            let path = dir.join(name);
+            fs::write(&path, text).expect("written");
+            path
+        };
+        let mut server = Command::new("openssl")
+            .args([
+                "s_server",
+                "-accept",
+                "127.0.0.1:0",
+                "-www",
+                "-Verify",
+                "1",
+                "-verify_return_error",
+                "-cert",
+            ])
+            .arg(file("own.crt", &own.0))
+            .arg("-key")
+            .arg(file("own.key", &own.1))
+            .arg("-CAfile")
+            .arg(file("clients.crt", clients))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl runs; install it: apt-get install openssl");
+        let mut lines = BufReader::new(server.stdout.take().expect("piped")).lines();
+        let said = lines.find_map(|line| line.ok()?.strip_prefix("ACCEPT ").map(str::to_owned));
+        let port = said.as_deref().and_then(|said| said.rsplit_once(':')?.1.parse().ok());
+        // What it says of each connection has to go somewhere.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            server,
+            port: port.expect("its port"),
+        }
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+// spec: DR-114, DR-115, BYD-061, DLV-153
+#[test]
+fn a_rule_takes_its_certificates_from_secrets_and_config_maps() {
+    let (own, client) = (self_signed("api.invalid"), self_signed("client.invalid"));
+    let dir = tempfile::tempdir().expect("directory");
+    let outside = Outside::start(dir.path(), &own, &client.0);
+    let entry = format!(
+        "{{hosts: [api.invalid], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: STATIC, endpoints: \
+         [{{address: 127.0.0.1, ports: {{http: {}}}}}]}}",
+        outside.port
+    );
+    let rule = |more: &str, tls: &str| {
+        let spec = format!("{{host: api.invalid{more}, trafficPolicy: {{tls: {{{tls}, sni: api.invalid}}}}}}");
+        manifest("DestinationRule", &spec)
+    };
+    let selected = ", workloadSelector: {matchLabels: {app: client}}";
+    let sleeper = pod("client", "{name: main, image: none, command: [sleep, '1000']}");
+    let run = Run::start(
+        Way::Loopback,
+        &[
+            ("client.yaml", &sleeper),
+            ("entry.yaml", &manifest("ServiceEntry", &entry)),
+            ("rule.yaml", &rule("", "mode: MUTUAL, credentialName: bank")),
+        ],
+        &[],
+    )
+    .ready();
+    let get = || run.get("client", "http://api.invalid/");
+    // Answers of `-www` tell of the certificate that came.
+    let is_served = || {
+        let answer = get();
+        answer["status"] == 200 && answer["body"].to_string().contains("client.invalid")
+    };
+    // The name of the object is in the reason, whatever is missing.
+    run.wait_for("the refusal", || (get()["status"] == 503).then_some(()));
+    run.wait_for("the word about it", || {
+        run.log().contains("workloadSelector").then_some(())
+    });
+    run.save("rule.yaml", &rule(selected, "mode: MUTUAL, credentialName: bank"));
+    run.wait_for("the word about the Secret", || {
+        let log = run.log();
+        (log.contains("SecretNotFound") && log.contains("app/bank")).then_some(())
+    });
+    assert_eq!(get()["status"], 503);
+    let whole = [("tls.crt", &*client.0), ("tls.key", &*client.1), ("ca.crt", &*own.0)];
+    run.save("bank.yaml", &holder("Secret", "app/bank", &whole));
+    run.wait_for("an answer", || is_served().then_some(()));
+    // The authorities may come by themselves, and everything is followed.
+    let stranger = self_signed("api.invalid");
+    run.save(
+        "bank.yaml",
+        &holder("Secret", "app/bank", &[whole[0], whole[1], ("ca.crt", &*stranger.0)]),
+    );
+    run.wait_for("a refusal of the server", || (get()["status"] == 503).then_some(()));
+    run.save(
+        "roots.yaml",
+        &holder("Secret", "app/bank-cacert", &[("ca.crt", &*own.0)]),
+    );
+    run.wait_for("an answer", || is_served().then_some(()));
+    run.remove("bank.yaml");
+    run.wait_for("the end", || (get()["status"] == 503).then_some(()));
+    // A ConfigMap is for everybody: this server takes nobody without a certificate, but has been verified.
+    run.save(
+        "rule.yaml",
+        &rule("", "mode: SIMPLE, credentialName: 'configmap://app/bank'"),
+    );
+    run.save("roots.yaml", &holder("ConfigMap", "app/bank", &[("ca.crt", &*own.0)]));
+    run.wait_for("the server's own refusal", || {
+        let answer = get().to_string();
+        (answer.contains("503") && !answer.contains("not available") && !answer.contains("UnknownIssuer")).then_some(())
+    });
+    assert!(!run.log().contains("PRIVATE KEY"));
 }
 
 // spec: SE-077, SE-070, SM-068, SM-075

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use super::support::{Run, Way};
+use super::support::{Run, Way, holder, self_signed};
 
 const GATEWAY: &str = r#"
 apiVersion: v1
@@ -115,36 +115,11 @@ spec:
 
 /// A Secret with a certificate for a name, made anew.
 fn secret(name: &str) -> String {
-    let host = format!("{name}.example.com");
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "1",
-        ])
-        .args([
-            "-subj",
-            &format!("/CN={host}"),
-            "-addext",
-            &format!("subjectAltName=DNS:{host}"),
-        ])
-        .args(["-keyout", "-", "-out", "-"])
-        .output()
-        .expect("openssl runs; install it: apt-get install openssl");
-    let text = String::from_utf8_lossy(&made.stdout).into_owned();
-    let begin = text.find("-----BEGIN CERT").expect("a certificate");
-    let value = |text: &str| text.replace('\n', "\n    ");
-    format!(
-        "\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: edge}}\ntype: kubernetes.io/tls\n\
-         stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
-        value(text[begin..].trim()),
-        value(text[..begin].trim())
+    let (certificate, key) = self_signed(&format!("{name}.example.com"));
+    holder(
+        "Secret",
+        &format!("edge/{name}"),
+        &[("tls.crt", &certificate), ("tls.key", &key)],
     )
 }
 

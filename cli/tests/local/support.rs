@@ -396,3 +396,38 @@ fn file_name(path: &Path) -> String {
 
 /// For conditions that a loaded machine may take long to fulfil.
 pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A certificate for a host that signed itself, and its key, both as PEM.
+pub(super) fn self_signed(host: &str) -> (String, String) {
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ])
+        .args(["-days", "1", "-subj", &format!("/CN={host}")])
+        .args(["-addext", &format!("subjectAltName=DNS:{host}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "-", "-out", "-"])
+        .output()
+        .expect("openssl runs; install it: apt-get install openssl");
+    let text = String::from_utf8_lossy(&made.stdout).into_owned();
+    let begin = text.find("-----BEGIN CERT").expect("a certificate");
+    (text[begin..].trim().to_owned(), text[..begin].trim().to_owned())
+}
+
+/// The manifest of a Secret or ConfigMap `namespace/name` with these texts by key.
+pub(super) fn holder(kind: &str, id: &str, texts: &[(&str, &str)]) -> String {
+    let (namespace, name) = id.split_once('/').expect("namespace/name");
+    let field = if kind == "Secret" { "stringData" } else { "data" };
+    let mut manifest =
+        format!("\n---\napiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{field}:\n");
+    for (key, text) in texts {
+        manifest += &format!("  {key}: |\n    {}\n", text.replace('\n', "\n    "));
+    }
+    manifest
+}
