@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::{TcpSocket, TcpStream};
@@ -78,6 +78,54 @@ struct Scrape {
     port: String,
 }
 
+/// Metrics of the application.
+#[derive(Debug)]
+pub enum Scraped {
+    /// In text.
+    Text(String),
+    /// In OpenMetrics.
+    OpenMetrics {
+        /// Its content type.
+        kind: HeaderValue,
+        /// The document, which ends with its `# EOF`.
+        body: String,
+    },
+}
+
+impl Scraped {
+    /// What can be merged of an answer.
+    fn new(answer: Answer) -> Option<Self> {
+        // What is too long is left out as a whole: its end would be cut within a line.
+        if answer.status != 200 || answer.body.len() > MAX_SCRAPE {
+            return None;
+        }
+        let body = String::from_utf8_lossy(&answer.body);
+        let kind = answer.kind.unwrap_or_else(|| HeaderValue::from_static("text/plain"));
+        let name = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+        match name.trim().to_ascii_lowercase().as_str() {
+            "application/openmetrics-text" => {
+                // Without its end it is not whole, and whoever reads it would refuse all of it.
+                let end = body
+                    .strip_prefix("# EOF")
+                    .map_or_else(|| body.find("\n# EOF").map(|at| at + 1), |_| Some(0))?;
+                let body = format!("{}# EOF\n", &body[..end]);
+                Some(Self::OpenMetrics { kind, body })
+            }
+            // Nothing can be put in front of it.
+            "application/vnd.google.protobuf" => None,
+            _ => Some(Self::Text(body.into_owned())),
+        }
+    }
+}
+
+/// What the application answered.
+#[derive(Debug, Default)]
+struct Answer {
+    status: u16,
+    kind: Option<HeaderValue>,
+    body: Bytes,
+}
+
 impl Probes {
     /// From the JSON that injection wrote; a text that is none has no probes.
     #[must_use]
@@ -111,7 +159,8 @@ impl Probes {
         let limit = Duration::from_millis(handler.timeout_seconds.unwrap_or(1).max(1) * 1000 - 50);
         let check = async {
             if let Some(get) = &handler.http_get {
-                return self.fetch(get, headers, MAX_BODY, is_local).await;
+                let answer = self.fetch(get, headers, MAX_BODY, is_local).await?;
+                return Ok((answer.status, answer.body));
             }
             let port = handler
                 .tcp_socket
@@ -132,13 +181,11 @@ impl Probes {
         }
     }
 
-    /// The application's metrics; empty where it has none. A scrape that fails is counted, and fails nothing (PROM-008,
-    /// LIFE-080).
-    pub async fn scrape(&self, limit: Duration) -> String {
+    /// The application's metrics; `None` where it has none, or where the scrape failed: that is counted, and fails
+    /// nothing (PROM-008, LIFE-080).
+    pub async fn scrape(&self, limit: Duration, accept: Option<HeaderValue>) -> Option<Scraped> {
         // One annotation of the pod is enough, whichever it is (PROM-005); `false` keeps the pod out of merging.
-        let Some(scrape) = self.scrape.as_ref().filter(|s| s.scrape != "false") else {
-            return String::new();
-        };
+        let scrape = self.scrape.as_ref().filter(|s| s.scrape != "false")?;
         let port = scrape.port.parse().unwrap_or(80);
         let path = if scrape.path.is_empty() {
             "/metrics"
@@ -151,36 +198,39 @@ impl Probes {
             scheme: String::new(),
             http_headers: Vec::new(),
         };
-        let none = HeaderMap::new();
-        let fetched = self.fetch(&get, &none, MAX_SCRAPE + 1, false);
-        let metrics = match tokio::time::timeout(limit, fetched).await {
-            // What is too long is left out as a whole: its end would be cut within a line.
-            Ok(Ok((200, body))) if body.len() <= MAX_SCRAPE => String::from_utf8_lossy(&body).into_owned(),
-            _ => {
-                self.scrape_errors.fetch_add(1, Ordering::Relaxed);
-                String::new()
-            }
+        let headers: HeaderMap = accept.map(|accept| (ACCEPT, accept)).into_iter().collect();
+        let fetched = self.fetch(&get, &headers, MAX_SCRAPE + 1, false);
+        let scraped = match tokio::time::timeout(limit, fetched).await {
+            Ok(Ok(answer)) => Scraped::new(answer),
+            _ => None,
         };
+        if scraped.is_none() {
+            self.scrape_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        scraped
+    }
+
+    /// Series of scrapes that failed, in text; empty where all went well.
+    #[must_use]
+    pub fn scrape_failures(&self) -> String {
         match self.scrape_errors.load(Ordering::Relaxed) {
-            0 => metrics,
+            0 => String::new(),
             errors => format!(
                 "# TYPE weft_scrape_errors_total counter\nweft_scrape_errors_total{{target=\"app\"}} {errors}\n\
                  # TYPE istio_agent_scrape_failures_total counter\n\
-                 istio_agent_scrape_failures_total{{type=\"application\"}} {errors}\n{metrics}"
+                 istio_agent_scrape_failures_total{{type=\"application\"}} {errors}\n"
             ),
         }
     }
 
     /// One request. Of the caller's headers only two go on; the rest comes from the pod spec (INJ-142).
-    async fn fetch(
-        &self,
-        get: &HttpGet,
-        headers: &HeaderMap,
-        most: usize,
-        is_local: bool,
-    ) -> Result<(u16, Bytes), String> {
+    async fn fetch(&self, get: &HttpGet, headers: &HeaderMap, most: usize, is_local: bool) -> Result<Answer, String> {
         if get.scheme.eq_ignore_ascii_case("https") {
-            return self.tls_handshake(get.port, is_local).await;
+            self.tls_handshake(get.port, is_local).await?;
+            return Ok(Answer {
+                status: 200,
+                ..Answer::default()
+            });
         }
         let stream = self.connect(get.port, is_local).await.map_err(|e| e.to_string())?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -209,8 +259,11 @@ impl Probes {
         }
         let answer = async {
             let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-            let status = response.status().as_u16();
-            Ok((status, beginning(response.into_body(), most).await))
+            Ok(Answer {
+                status: response.status().as_u16(),
+                kind: response.headers().get(CONTENT_TYPE).cloned(),
+                body: beginning(response.into_body(), most).await,
+            })
         };
         let answer = answer.await;
         connection.abort();
@@ -218,11 +271,8 @@ impl Probes {
     }
 
     /// An HTTPS probe: the application speaks TLS; a connection that it accepts is as much as is asked here.
-    async fn tls_handshake(&self, port: u16, is_local: bool) -> Result<(u16, Bytes), String> {
-        self.connect(port, is_local)
-            .await
-            .map(|_| (200, Bytes::new()))
-            .map_err(|e| e.to_string())
+    async fn tls_handshake(&self, port: u16, is_local: bool) -> Result<(), String> {
+        self.connect(port, is_local).await.map(drop).map_err(|e| e.to_string())
     }
 
     async fn grpc(&self, stream: TcpStream, service: &str) -> Result<(), String> {

@@ -30,9 +30,11 @@ use crate::worker::Workers;
 
 mod admin;
 mod content;
+mod exposition;
 mod metrics;
 
 pub use content::Content;
+use exposition::Format;
 
 /// Admin requests that are answered at once (LIFE-081).
 pub const ADMIN_REQUESTS: usize = 4;
@@ -213,10 +215,15 @@ impl Status {
                     .and_then(|v| v.parse().ok())
                     .unwrap_or(10.0);
                 let limit = Duration::try_from_secs_f64(wait).unwrap_or(Duration::from_secs(10));
-                let application = self.probes.scrape(limit).await;
-                metrics(&format!("{}{application}", self.metrics()))
+                let accepted = exposition::passed_on(&request.headers);
+                let application = self.probes.scrape(limit, accepted).await;
+                let own = self.metrics() + &self.probes.scrape_failures();
+                let wanted = Format::wanted(&request.headers);
+                metrics(exposition::merged(&own, application, wanted))
             }
-            (Port::Metrics | Port::Admin, "/stats/prometheus") => metrics(&self.metrics()),
+            (Port::Metrics | Port::Admin, "/stats/prometheus") => {
+                metrics(exposition::document(&self.metrics(), Format::wanted(&request.headers)))
+            }
             (Port::Status, path) if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 let current = self.shared.current.load_full();
                 let is_local = current.is_some_and(|s| s.config.inbound.destination == InboundDestination::Localhost);
@@ -412,9 +419,8 @@ fn text(status: StatusCode, text: &str) -> Response<Content> {
     response
 }
 
-fn metrics(body: &str) -> Response<Content> {
-    let mut response = text(StatusCode::OK, body);
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+fn metrics((kind, document): (HeaderValue, String)) -> Response<Content> {
+    let mut response = Response::new(Content::full(document.into()));
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }

@@ -1178,6 +1178,131 @@ fn metrics_are_served_merged_and_filtered() {
     assert_eq!(proxy.get(15020, "/healthz/live").text(), "OK\n");
 }
 
+/// What is wrong with a document of OpenMetrics 1.0.0; empty when nothing is.
+fn flaws(document: &str) -> Vec<String> {
+    let mut flaws = Vec::new();
+    let (mut families, mut family, mut kind) = (std::collections::BTreeSet::new(), "", "");
+    let Some(lines) = document.strip_suffix("# EOF\n") else {
+        return vec!["it has no end".to_owned()];
+    };
+    for line in lines.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(word @ ("TYPE" | "HELP")), Some(name), Some(what)) => {
+                if name != family {
+                    (family, kind) = (name, "unknown");
+                    if !families.insert(name) {
+                        flaws.push(format!("{name} is there twice"));
+                    }
+                }
+                if word == "TYPE" {
+                    kind = what;
+                }
+            }
+            (Some("#"), ..) => flaws.push(format!("no such comment: {line}")),
+            _ => {
+                let name = line.split(['{', ' ']).next().unwrap_or_default();
+                let suffixes: &[&str] = match kind {
+                    "counter" => &["_total"],
+                    "histogram" => &["_bucket", "_count", "_sum"],
+                    _ => &[""],
+                };
+                if !suffixes.iter().any(|suffix| name == format!("{family}{suffix}")) {
+                    flaws.push(format!("no sample of {kind} {family}: {line}"));
+                }
+                let bound = line.split("le=\"").nth(1).and_then(|rest| rest.split('"').next());
+                if bound.is_some_and(|bound| bound != "+Inf" && !bound.contains('.')) {
+                    flaws.push(format!("a bound that is no float: {line}"));
+                }
+            }
+        }
+    }
+    flaws
+}
+
+// spec: LIFE-063, PROM-009
+#[test]
+fn who_asks_for_open_metrics_gets_it_with_what_the_application_answers() {
+    const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const WISH: &str = "Accept: application/vnd.google.protobuf;q=0.9,application/openmetrics-text;version=1.0.0;q=0.8,\
+                        text/plain;version=0.0.4;q=0.5\r\n";
+    let local = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 0);
+    let at = TcpListener::bind(local)
+        .expect("listener")
+        .local_addr()
+        .expect("address");
+    let answer = std::sync::Arc::new(std::sync::Mutex::new((OPEN, "")));
+    let told = answer.clone();
+    let application = App::answering_at(at, move |_| {
+        let (kind, body) = *told.lock().expect("no panic");
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}")
+    });
+    let app = App::echo();
+    let pod = Pod::new(&app);
+    let scrape = format!("{{\"scrape\": \"true\", \"port\": \"{}\"}}", at.port());
+    let proxy = pod.start(&[], &[("WEFT_PROMETHEUS_SCRAPE", &scrape)]).ready();
+    assert_eq!(pod.call(), Some(200));
+    wait_for("the request's record", || {
+        let text = proxy.get(15090, "/stats/prometheus").text();
+        text.contains("istio_requests_total{")
+    });
+    let fetch = |port: u16, fields: &str| {
+        let host = if port == 15000 { proxy.admin } else { pod.address };
+        let answer = ask(SocketAddr::new(host, port), "GET", "/stats/prometheus", fields).expect("an answer");
+        assert_eq!(answer.status(), 200);
+        (
+            answer.field("content-type").unwrap_or_default().to_owned(),
+            answer.text(),
+        )
+    };
+    // Of the proxy alone.
+    for port in [15000, 15090] {
+        let (kind, text) = fetch(port, WISH);
+        assert_eq!(kind, OPEN, "{port}");
+        assert_eq!(flaws(&text), Vec::<String>::new(), "{port}");
+        assert!(
+            text.contains("\n# TYPE istio_requests counter\nistio_requests_total{"),
+            "{text}"
+        );
+        assert!(text.contains(",le=\"1.0\"}"), "{text}");
+        let (kind, text) = fetch(port, "");
+        assert!(kind.starts_with("text/plain; version=0.0.4") && !text.contains("# EOF"));
+    }
+    // The application's is the end of one document, whoever asked.
+    *answer.lock().expect("no panic") = (OPEN, "# TYPE app counter\napp_total 1 # {a=\"b\"} 1\n# EOF\n");
+    for fields in [WISH, ""] {
+        let (kind, text) = fetch(15020, fields);
+        assert_eq!(kind, OPEN);
+        assert!(text.ends_with("\napp_total 1 # {a=\"b\"} 1\n# EOF\n"), "{text}");
+        assert_eq!((flaws(&text), text.matches("# EOF").count()), (Vec::new(), 1));
+    }
+    let asked = |head: String| {
+        let accept = head
+            .lines()
+            .find_map(|line| line.strip_prefix("accept: ").map(str::to_owned));
+        accept.unwrap_or_default()
+    };
+    assert_eq!(asked(application.last().head), "");
+    fetch(15020, WISH);
+    let accepted = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5";
+    assert_eq!(asked(application.last().head), accepted);
+    // One that has but text makes all of it text.
+    *answer.lock().expect("no panic") = ("text/plain; version=0.0.4", "# TYPE app_total counter\napp_total 1\n");
+    let (kind, text) = fetch(15020, WISH);
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    assert!(text.contains("# TYPE istio_requests_total counter\n") && text.ends_with("\napp_total 1\n"));
+    assert!(!text.contains("# EOF") && !text.contains("weft_scrape_errors_total"));
+    // What is not whole, or cannot be merged, is left out and counted.
+    for (kind, body) in [(OPEN, "app 1\n"), ("application/vnd.google.protobuf", "\n\u{3}app")] {
+        *answer.lock().expect("no panic") = (kind, body);
+        let (kind, text) = fetch(15020, WISH);
+        assert_eq!(kind, OPEN);
+        assert_eq!(flaws(&text), Vec::<String>::new());
+        assert!(!text.contains("app 1") && text.contains("\nweft_scrape_errors_total{target=\"app\"} "));
+    }
+}
+
 /// Serves metrics as the pod's application does, at its only address.
 fn scraped(answer: impl Fn() -> Option<String> + Send + Sync + 'static) -> (App, String) {
     let local = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 0);
