@@ -194,6 +194,23 @@ mod tests {
                 "{version}: {parsed:?}"
             );
         }
+        for (group, kind, served) in KINDS {
+            let wanted: &[&str] = match group {
+                "security.istio.io" => &["v1", "v1beta1"],
+                _ => &["v1", "v1beta1", "v1alpha3"],
+            };
+            assert_eq!(served, wanted, "{kind}");
+            let read = |version: &str| {
+                let value = json!({"apiVersion": format!("{group}/{version}"), "kind": kind,
+                    "metadata": {"name": "x", "namespace": "n"}, "spec": {"host": "a", "hosts": ["a"], "address": "a",
+                    "servers": []}});
+                parse_object(&value, false)
+            };
+            let first = read("v1").expect("readable");
+            for version in served {
+                assert_eq!(read(version).as_ref(), Ok(&first), "{kind} {version}");
+            }
+        }
         let error = parse_object(&object("v2", json!({})), true)
             .expect_err("version")
             .to_string();

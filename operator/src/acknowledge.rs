@@ -87,6 +87,12 @@ impl Bucket {
     }
 }
 
+/// Whether all pods of a namespace have what they were told of last.
+#[must_use]
+pub fn has_latest(namespace: &str, followed: &Targets, targets: &Targets, holdouts: &Holdouts) -> bool {
+    followed == targets && !holdouts.iter().any(|(of, _)| of == namespace)
+}
+
 /// What is known of one pod.
 #[derive(Debug)]
 struct Tracked {
@@ -133,6 +139,7 @@ pub struct Tracker {
     client: Client,
     metrics: Arc<Metrics>,
     bucket: Option<Bucket>,
+    polls: Option<Bucket>,
     pods: BTreeMap<PodId, Tracked>,
     sequence: u64,
     tell: watch::Sender<Acknowledged>,
@@ -163,6 +170,7 @@ impl Tracker {
             client,
             metrics,
             bucket,
+            polls: Bucket::new(POLLS_PER_SECOND, 1, Instant::now()),
             pods: BTreeMap::new(),
             sequence,
             tell,
@@ -257,6 +265,11 @@ impl Tracker {
                         next = next.min(tracked.due);
                     }
                 }
+                continue;
+            }
+            if let Some(Err(wait)) = self.polls.as_mut().map(|polls| polls.take(now)) {
+                tracked.due = now + wait;
+                next = next.min(tracked.due);
                 continue;
             }
             tracked.busy = true;
@@ -444,11 +457,122 @@ const ASSUMED: Duration = Duration::from_secs(120);
 const REPOLL: Duration = Duration::from_secs(600);
 const TIMEOUT: Duration = Duration::from_secs(2);
 const CONCURRENCY: usize = 32;
+/// Pods that are asked in one second (DLV-091).
+const POLLS_PER_SECOND: u32 = 100;
 const LONGEST_ANSWER: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    fn id(name: &str) -> PodId {
+        ("shop".to_owned(), name.to_owned())
+    }
+
+    fn target(address: SocketAddr) -> Target {
+        Target {
+            address,
+            config: "cfg1".to_owned(),
+            endpoints: "ep1".to_owned(),
+            trust: "7".repeat(12),
+            credentials: None,
+        }
+    }
+
+    fn tracker(pods: Targets, now: Instant) -> Tracker {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        // Nobody is asked.
+        let config = kube::Config::new("http://127.0.0.1:1".parse().expect("a URI"));
+        let client = Client::try_from(config).expect("a client");
+        let nudges = Bucket::new(50, 100, now);
+        let mut tracker = Tracker::new(client, Arc::default(), nudges, watch::Sender::default());
+        tracker.take(pods, now);
+        tracker
+    }
+
+    // spec: DLV-091, DLV-053
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_nudged_four_times_and_asked_ever_more_rarely_until_it_has_it() {
+        let now = Instant::now();
+        let target = target(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let mut tracker = tracker(Targets::from([(id("a"), target.clone())]), now);
+        let newer = Target {
+            config: "cfg2".to_owned(),
+            ..target
+        };
+        tracker.take(Targets::from([(id("a"), newer.clone())]), now);
+        let next = |tracker: &Tracker| {
+            let tracked = &tracker.pods[&id("a")];
+            (tracked.next, tracked.due - now)
+        };
+        let polled = |has: bool| Done::Polled(id("a"), newer.clone(), Ok(has));
+        let millis = Duration::from_millis;
+        assert_eq!(next(&tracker), (Step::Nudge, millis(0)));
+        for wait in [500, 1000, 2000, 4000] {
+            tracker.pods.get_mut(&id("a")).expect("tracked").nudges += 1;
+            tracker.done(Done::Nudged(id("a"), newer.clone(), Ok(())), now);
+            assert_eq!(next(&tracker), (Step::Poll, millis(wait)));
+            if wait < 4000 {
+                tracker.done(polled(false), now);
+                assert_eq!(next(&tracker), (Step::Nudge, millis(0)));
+            }
+        }
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            tracker.done(polled(false), now);
+            assert_eq!(next(&tracker), (Step::Poll, millis(seconds * 1000)));
+        }
+        tracker.done(polled(true), now);
+        assert_eq!(
+            next(&tracker),
+            (Step::Poll, millis(600_000)),
+            "and now and then afterwards"
+        );
+    }
+
+    // spec: DLV-091
+    #[tokio::test(start_paused = true)]
+    async fn at_most_a_hundred_pods_are_asked_in_a_second() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let pods = (0..300).map(|n| (id(&n.to_string()), target(address))).collect();
+        let begin = Instant::now();
+        let mut tracker = tracker(pods, begin);
+        let mut asked = 0;
+        // As if each of them answered at once, so that it is not their number at one time that limits.
+        while begin.elapsed() < Duration::from_secs(2) {
+            let mut tasks = JoinSet::new();
+            let due = tracker.start(&mut tasks, Instant::now());
+            asked += tasks.len();
+            tasks.abort_all();
+            tokio::time::sleep_until(due.max(Instant::now() + Duration::from_millis(1))).await;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        assert!((180..=230).contains(&asked), "{asked} in {seconds} s");
+    }
+
+    // spec: DLV-091
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_does_not_answer_is_waited_for_two_seconds() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let begin = Instant::now();
+        let done = poll(id("a"), target(silent.local_addr().expect("an address"))).await;
+        assert!(matches!(done, Done::Polled(_, _, Err(problem)) if problem == "timeout"));
+        assert_eq!(begin.elapsed().as_secs(), 2);
+    }
+
+    // spec: DLV-102
+    #[test]
+    fn a_namespace_has_the_latest_when_all_its_pods_were_asked_of_it_and_none_holds_out() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let told = Targets::from([(id("a"), target(address))]);
+        let none = Holdouts::new();
+        assert!(has_latest("shop", &told, &told, &none));
+        assert!(!has_latest("shop", &Targets::new(), &told, &none), "not asked yet");
+        let held = Holdouts::from([id("a")]);
+        assert!(!has_latest("shop", &told, &told, &held));
+        assert!(has_latest("other", &told, &told, &held));
+    }
 
     // spec: DLV-055
     #[test]

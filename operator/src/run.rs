@@ -553,9 +553,9 @@ impl Operator {
 
     /// Endpoints with the hosts that some proxy may still name.
     fn keep_leaving(&mut self) -> Endpoints {
-        let is_followed = *self.followed.borrow() == *self.targets.borrow();
+        let (followed, targets) = (self.followed.borrow().clone(), self.targets.borrow().clone());
         let holdouts = self.holdouts.borrow().clone();
-        let has_latest = |namespace: &str| is_followed && !holdouts.iter().any(|(of, _)| of == namespace);
+        let has_latest = |namespace: &str| acknowledge::has_latest(namespace, &followed, &targets, &holdouts);
         let limits = &self.settings.limits;
         self.leaving.keep(&self.output, limits, has_latest, Instant::now())
     }
@@ -733,7 +733,68 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use serde_json::json;
+
     use super::*;
+
+    fn operator() -> Operator {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        // Nobody is asked.
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let config = kube::Config::new(format!("http://{address}").parse().expect("a URI"));
+        let client = Client::try_from(config).expect("a client");
+        let metrics = Arc::new(Metrics::default());
+        let targets = watch::Sender::new(acknowledge::Targets::new());
+        let followed = (targets.subscribe(), targets.subscribe());
+        let acknowledged = watch::channel(acknowledge::Acknowledged::new()).1;
+        let (_, conditions) =
+            status::Writer::new(client.clone(), metrics.clone(), "weft-system", acknowledged, followed);
+        let wires = Wires {
+            health: watch::Sender::new(Health::default()),
+            leads: watch::channel(true).1,
+            followed: targets.subscribe(),
+            holdouts: watch::channel(Holdouts::new()).1,
+            targets,
+            conditions,
+        };
+        Operator::new(Settings::default(), client, metrics, wires)
+    }
+
+    // spec: DLV-070
+    #[tokio::test]
+    async fn a_key_without_configuration_waits_for_no_pause() {
+        let mut operator = operator();
+        let namespace = json!({"metadata": {"name": "shop", "labels": {"weft.dev/inject": "enabled"}}});
+        let namespace = serde_json::from_value(namespace).expect("a namespace");
+        operator
+            .store
+            .apply(world::Event::Apply(Object::Namespace(Arc::new(namespace))));
+        let template = json!({"metadata": {"name": "cart", "namespace": "shop"}, "spec": {"selector": {}, "template":
+            {"metadata": {"labels": {"app": "cart"}}, "spec": {"containers": [{"name": "app"}]}}}});
+        let deployment = Object::Deployment(Arc::new(serde_json::from_value(template).expect("a deployment")));
+        let event = Event::World(world::Event::Apply(deployment.clone()));
+        assert!(operator.is_new_key(&event));
+        operator.take(event);
+        operator.output = Arc::new(operator.renderer.render(&operator.store.world()));
+        let known = operator.output.configs.keys().next().expect("rendered").key.clone();
+        let pod = |key: Option<&str>| {
+            let annotations = key.map(|key| json!({"weft.dev/config-key": key}));
+            let pod = json!({"metadata": {"name": "cart-1", "namespace": "shop", "annotations": annotations}});
+            let pod = Object::Pod(Arc::new(serde_json::from_value(pod).expect("a pod")));
+            Event::World(world::Event::Apply(pod))
+        };
+        assert!(operator.is_new_key(&pod(Some("cart-aaaaaaaaaa"))));
+        for event in [
+            pod(Some(&known)),
+            pod(None),
+            Event::World(world::Event::Apply(deployment)),
+            Event::Webhooks,
+        ] {
+            assert!(!operator.is_new_key(&event), "{event:?}");
+        }
+    }
 
     // spec: DLV-070
     #[test]

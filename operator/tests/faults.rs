@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use weft_bundle::anchors;
+use weft_bundle::key::{InterceptionMode, KeyInputs, PodShape, Template};
 use weft_operator::acknowledge::{Acknowledged, Bucket, Holdouts, Target, Targets, Tracker};
 use weft_operator::identity::Authority;
 use weft_operator::metrics::Metrics;
@@ -219,7 +220,8 @@ fn shop(path: &str) -> Option<Response> {
         }
         "/api/v1/serviceaccounts" => list(&[json!({"metadata": metadata("default")})]),
         "/apis/apps/v1/deployments" => list(&[json!({"metadata": metadata("cart"), "spec": {"selector": {},
-            "template": {"metadata": {"labels": {"app": "cart"}}, "spec": {"containers": [{"name": "app"}]}}}})]),
+            "template": {"metadata": {"labels": {"app": "cart"}, "annotations": {"argocd.argoproj.io/sync-wave": "1"}},
+                "spec": {"containers": [{"name": "app"}]}}}})]),
         "/apis/rbac.authorization.k8s.io/v1/clusterroles" => list(&[role("anchor-1")]),
         _ => return None,
     })
@@ -232,11 +234,16 @@ fn role(uid: &str) -> Value {
 
 /// An operator that leads.
 fn operator(address: SocketAddr) -> tokio::task::JoinHandle<()> {
+    operator_with(address, watch::Sender::new(Targets::new()))
+}
+
+/// One that tells there what its pods are to have.
+fn operator_with(address: SocketAddr, targets: watch::Sender<Targets>) -> tokio::task::JoinHandle<()> {
     let client = client(address);
     let metrics = Arc::new(Metrics::default());
     let (health, health_seen) = watch::channel(Health::default());
     let (lead, leads) = watch::channel(true);
-    let (targets, targets_seen) = watch::channel(Targets::new());
+    let targets_seen = targets.subscribe();
     let (tell, acknowledged) = watch::channel(Acknowledged::new());
     let followed = (targets.subscribe(), targets.subscribe());
     let (_writer, conditions) =
@@ -315,7 +322,7 @@ async fn the_trust_bundle_is_in_every_secret_and_namespace_and_a_made_up_key_is_
     assert!(!api.writes().iter().any(is_forged), "nothing is rendered for it");
 }
 
-// spec: DLV-108, PA-022, DLV-009, DLV-101, DLV-130, DLV-132, DLV-134, ID-133
+// spec: DLV-003, DLV-004, DLV-006, DLV-007, DLV-108, PA-022, DLV-009, DLV-101, DLV-130, DLV-132, DLV-134, ID-133
 #[tokio::test]
 async fn nothing_is_written_until_every_kind_is_listed_and_then_in_order() {
     let (release, released) = watch::channel(false);
@@ -382,6 +389,9 @@ async fn nothing_is_written_until_every_kind_is_listed_and_then_in_order() {
         );
         assert!(seen.query.contains("fieldManager=weft-operator"), "{}", seen.query);
         assert!(seen.body["immutable"].is_null(), "{}", seen.path);
+        let labels = json!({"weft.dev/managed": "true", "weft.dev/rev": "default",
+            "app.kubernetes.io/managed-by": "weft-operator"});
+        assert_eq!(seen.body["metadata"]["labels"], labels, "{}", seen.path);
         let annotations = seen.body.pointer("/metadata/annotations").cloned().unwrap_or_default();
         assert!(
             annotations
@@ -410,11 +420,85 @@ async fn nothing_is_written_until_every_kind_is_listed_and_then_in_order() {
         };
         assert_eq!(kinds, [expected], "{}", seen.path);
     }
+    let body = |path: &str| {
+        let seen = writes.iter().find(|s| s.path.ends_with(path));
+        seen.unwrap_or_else(|| panic!("no {path}")).body.clone()
+    };
+    let files = |body: &Value, part: &str| -> Vec<String> {
+        let files = body[part].as_object();
+        files.into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    };
+    let secret = body("/namespaces/shop/secrets/weft.default");
+    assert_eq!(secret["type"], "weft.dev/key-and-cert");
+    assert_eq!(files(&secret, "data"), ["cert-chain.pem", "key.pem", "root-cert.pem"]);
+    for n in 0..2 {
+        // The first characters of base32 of SHA-256 of the namespace's name.
+        let endpoints = body(&format!("/namespaces/shop/configmaps/weft-ep-default-rwiaduzm-{n}"));
+        assert_eq!(files(&endpoints, "data"), [format!("ep-{n}.json")]);
+        assert_eq!(files(&endpoints, "binaryData"), [format!("ep-{n}.zst")]);
+    }
+    let first = writes
+        .iter()
+        .find(|s| s.path.contains("/weft-cfg-cart-"))
+        .expect("written");
+    assert!(first.path.ends_with("-0"), "{}", first.path);
+    assert_eq!(files(&first.body, "data"), ["bundle.yaml", "manifest.json"]);
     // The root itself is created, not applied: whoever was first wins.
     assert!(writes.iter().any(|s| s.body.to_string().contains("anchor-1")));
     let root: Vec<&Seen> = writes.iter().filter(|s| s.method == Method::POST).collect();
     assert_eq!(root.len(), 1);
     assert_eq!(root[0].path, "/api/v1/namespaces/weft-system/secrets");
+}
+
+// spec: DLV-053, DLV-101
+#[tokio::test]
+async fn pods_are_told_of_nothing_that_is_not_written() {
+    let shape = PodShape {
+        namespace: "shop",
+        workload: "cart",
+        service_account: "default",
+        revision: "default",
+        labels: &BTreeMap::from([("app".to_owned(), "cart".to_owned())]),
+        annotations: &BTreeMap::new(),
+        ports: &[],
+        interception: InterceptionMode::Redirect,
+        template: Template::Sidecar,
+        ignored_labels: &[],
+    };
+    let key = KeyInputs::new(&shape).key();
+    let written = format!("/weft-cfg-{key}-0");
+    let running = json!({
+        "metadata": {"name": "cart-1", "namespace": "shop", "uid": "p1", "labels": {"app": "cart"},
+            "annotations": {"weft.dev/config-key": key}},
+        "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+        "status": {"podIP": "10.0.0.1", "phase": "Running"},
+    });
+    let (accept, accepting) = watch::channel(false);
+    let (api, address) = Api::start({
+        let written = written.clone();
+        move |seen| {
+            if seen.is_write() && seen.path.ends_with(&written) && !*accepting.borrow() {
+                return Some(refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"));
+            }
+            if seen.is_write() || seen.query.contains("watch=") {
+                return None;
+            }
+            match seen.path.as_str() {
+                "/api/v1/pods" => Some(list(std::slice::from_ref(&running))),
+                path => shop(path),
+            }
+        }
+    })
+    .await;
+    let targets = watch::Sender::new(Targets::new());
+    let told = targets.subscribe();
+    let operator = operator_with(address, targets);
+    let tries = || api.writes().iter().filter(|s| s.path.ends_with(&written)).count();
+    eventually("the write is tried again", || tries() > 1).await;
+    assert!(told.borrow().is_empty(), "told of what is not there");
+    accept.send_replace(true);
+    eventually("the pod is told", || told.borrow().contains_key(&pod("cart-1"))).await;
+    operator.abort();
 }
 
 /// A gateway in a namespace, whose Gateway names a Secret.
@@ -448,7 +532,7 @@ fn certificate() -> (Value, String) {
     (secret, chain)
 }
 
-// spec: DLV-015, DLV-147, DLV-150, DLV-153, GW-042
+// spec: DLV-007, DLV-015, DLV-147, DLV-150, DLV-153, GW-042
 #[tokio::test]
 async fn a_secret_that_a_gateway_names_is_watched_by_name_and_copied_once_it_is_known() {
     let ((first, first_chain), (second, second_chain)) = (certificate(), certificate());
@@ -516,8 +600,8 @@ async fn a_secret_that_a_gateway_names_is_watched_by_name_and_copied_once_it_is_
         assert_eq!(seen.method, Method::PATCH);
         assert_eq!(seen.body["type"], "weft.dev/credentials");
         assert_eq!(
-            seen.body.pointer("/metadata/labels/weft.dev~1managed"),
-            Some(&json!("true"))
+            seen.body["metadata"]["labels"],
+            json!({"weft.dev/managed": "true", "weft.dev/rev": "default", "app.kubernetes.io/managed-by": "weft-operator"})
         );
         assert!(seen.path.ends_with("-0"), "{}", seen.path);
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_bundle::load;
 use weft_bundle::pack::Files;
 use weft_operator::render::{Output, Renderer, Work};
@@ -202,6 +202,9 @@ fn a_change_does_the_work_of_its_dependants_alone() {
         .find(|d| d["kind"] == "EndpointSlice")
         .expect("slice");
     slice["endpoints"][1]["conditions"]["ready"] = true.into();
+    let mut more = slice["endpoints"][1].clone();
+    more["addresses"] = json!(["10.244.0.99"]);
+    slice["endpoints"].as_array_mut().expect("endpoints").push(more);
     let changed = slice.clone();
     apply(&mut store, &[changed]);
     let endpoint = renderer.render(&store.world()).work;

@@ -7,8 +7,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use support::process::{Process, Volumes};
 use support::rules::client_hello;
-use support::{App, Client, LIMIT, Pair, address, caller, client_bundle, get, grpc, serving, wait_for, workload};
+use support::{
+    App, Authority, Client, LIMIT, Pair, address, caller, client_bundle, get, grpc, serving, wait_for, workload,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bundle of the server in front of `app`, with policies.
@@ -391,7 +394,7 @@ fn endless() -> SocketAddr {
     })
 }
 
-// spec: BYD-002
+// spec: BYD-002, LIFE-047
 #[test]
 fn an_answer_that_goes_on_lasts_until_a_policy_refuses_its_request() {
     let app = endless();
@@ -474,4 +477,25 @@ fn an_upgraded_connection_is_judged_by_its_request() {
     pair.server.configure(&guarded(app, "http", &rule("/ws")));
     wait_for("the end", || !client.read_more());
     wait_for("the count", || closed(&pair, "AuthorizationPolicy app/p"));
+}
+
+// spec: BYD-002
+#[test]
+fn the_log_names_the_policy_that_closed_a_connection() {
+    let app = banner();
+    let own = address();
+    let listen = SocketAddr::new(own, 4000);
+    let volumes = Volumes::new(&Authority::new(), "app/echo");
+    let log = "mesh: {accessLog: {path: /dev/stdout, format: \"closed=%CONNECTION_TERMINATION_DETAILS%\\n\"}}\n";
+    let configure = |policies: &str| volumes.configure(&format!("{log}{}", guarded(app, "tcp", policies)));
+    configure("- {namespace: app, name: all, rules: [{}]}");
+    volumes.endpoints(&[]);
+    let inbound = format!("{listen}={app}");
+    let proxy = Process::start(&volumes, own, &["--inbound", &inbound], &[]).ready();
+    let mut stream = connect(listen);
+    stream.read_exact(&mut [0; 10]).expect("the banner");
+    configure(NOBODY);
+    assert_eq!(rest(&mut stream), b"");
+    let line = "closed=rbac_access_denied_matched_policy[ns[app]-policy[nobody]-rule[0]]";
+    wait_for("the line", || proxy.access_log().lines().any(|found| found == line));
 }

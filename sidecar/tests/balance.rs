@@ -463,7 +463,7 @@ fn headless(protocol: &str, dialled: SocketAddr, shard: &str, policy: &str, auth
     )
 }
 
-// spec: SM-076, SM-077, SM-078, SM-081, SM-082, DR-037, SM-130
+// spec: SM-076, SM-077, SM-078, SM-081, SM-082, DR-037, SM-130, NET-072
 #[test]
 fn a_headless_service_is_reached_at_the_address_that_was_dialled() {
     let authority = Authority::new();

@@ -775,3 +775,48 @@ async fn serve_health(stream: tokio::net::TcpStream) {
         });
     }
 }
+
+// spec: DLV-027
+#[test]
+fn a_broken_file_holds_back_no_other() {
+    let (app, other) = (
+        App::echo(),
+        App::answering(|_| "HTTP/1.1 203 Other\r\nContent-Length: 0\r\n\r\n".into()),
+    );
+    let host = |name: &str, app: &App| HostInput {
+        host: format!("{name}.app.svc.cluster.local"),
+        accounts: Vec::new(),
+        endpoints: vec![endpoint(app.address)],
+    };
+    let shard_of = |name: &str| pack::shard_of(&format!("{name}.app.svc.cluster.local"), 2);
+    let beside = ["a", "b", "c", "d", "e", "f"]
+        .into_iter()
+        .find(|name| shard_of(name) != shard_of("echo"));
+    let beside = beside.expect("one of them is in the other shard");
+    let packed = |app: &App| {
+        let hosts = [host("echo", app), host(beside, app)];
+        pack::endpoints(&hosts, &Default::default(), &Limits::default())
+            .expect("packed")
+            .shards
+    };
+    let pod = Pod::empty();
+    let put = |shard: &Files| shard.iter().for_each(|(name, bytes)| pod.volumes.spoil(name, bytes));
+    packed(&app).iter().for_each(put);
+    pod.volumes.configure(&limited(1));
+    let proxy = pod.start(&[]).ready();
+    assert_eq!(pod.call(), Some(200));
+    // One shard of the endpoints is broken: the configuration and the other shard go on.
+    pod.volumes.spoil(&format!("ep-{}.zst", shard_of(beside)), b"broken");
+    wait_for("the refusal", || proxy.log().contains("configuration refused"));
+    let revision = pod.volumes.configure(&limited(2));
+    proxy.wait_for_config(&revision);
+    put(&packed(&other)[shard_of("echo")]);
+    wait_for("the other application", || pod.call() == Some(203));
+    // The configuration is broken: endpoints go on.
+    pod.volumes.spoil("bundle.yaml", b"{");
+    wait_for("the refusal", || {
+        proxy.get(15020, "/config/status").text().contains("Rejected")
+    });
+    put(&packed(&app)[shard_of("echo")]);
+    wait_for("the application", || pod.call() == Some(200));
+}

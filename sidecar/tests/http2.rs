@@ -216,6 +216,24 @@ fn an_http2_client_reaches_an_http_1_application_and_the_reverse() {
         app.last().head
     );
 
+    // The port's own version towards an application without sidecar as well.
+    let bare = Proxy::start(
+        dialling(virtual_address()),
+        &client_bundle("http", ""),
+        &echo_endpoints(&[(app.address, false)]),
+        None,
+    );
+    let url = format!("http://{}/bare", bare.addresses[0]);
+    let out = run(
+        "curl",
+        "curl",
+        &["-sS", "--http2-prior-knowledge", "-i", "-H", "Host: echo", &url],
+    );
+    assert!(
+        out.starts_with("HTTP/2 200") && out.contains("GET /bare HTTP/1.1"),
+        "{out}"
+    );
+
     let (app, _) = grpc_app(Answer::Message("0"));
     let pair = Pair::start("http2", app);
     let mut client = Client::connect(pair.front);
@@ -282,7 +300,7 @@ fn a_draining_server_says_so_on_every_connection() {
     assert!(outside.is_closed());
 }
 
-// spec: LIFE-021
+// spec: LIFE-021, BYD-012
 #[test]
 fn the_applications_own_calls_are_not_told_of_a_drain() {
     let app = App::echo();
@@ -293,6 +311,63 @@ fn the_applications_own_calls_are_not_told_of_a_drain() {
         let answer = client.get("/", "");
         assert_eq!((answer.status(), answer.field("connection")), (200, None));
     }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let pair = Pair::start("http", app.address);
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(pair.front)
+            .await
+            .expect("the proxy listens");
+        let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        for n in 0..5 {
+            // A connection that is told to leave takes no further stream a moment later.
+            client = client.ready().await.expect("open");
+            let request = Request::get("http://echo/").body(()).expect("request");
+            let (answer, _) = client.send_request(request, true).expect("sent");
+            assert_eq!(answer.await.expect("an answer").status(), 200, "{n}");
+            pair.client.drain(DrainPhase::Draining);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert!(!connection.is_finished());
+    });
+}
+
+// spec: DR-080
+#[test]
+fn a_limit_of_requests_counts_streams_too() {
+    let app = Holding::start();
+    let pair = Pair::start("http2", app.address);
+    let limited = "protocol: http2, policy: {maxRequests: 1}}";
+    pair.client
+        .configure(&client_bundle("http2", "").replace("protocol: http2}", limited));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(pair.front)
+            .await
+            .expect("the proxy listens");
+        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let request = |path: &str| Request::get(format!("http://echo{path}")).body(()).expect("request");
+        let mut client = client.ready().await.expect("open");
+        let (held, _) = client.send_request(request("/held"), true).expect("sent");
+        while app.held.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let mut client = client.ready().await.expect("open");
+        let (over, _) = client.send_request(request("/now"), true).expect("sent");
+        assert_eq!(over.await.expect("an answer").status(), 503);
+        app.gate.send(true).expect("the application waits");
+        assert_eq!(held.await.expect("an answer").status(), 200);
+        let mut client = client.ready().await.expect("open");
+        let (now, _) = client.send_request(request("/now"), true).expect("sent");
+        assert_eq!(now.await.expect("an answer").status(), 200);
+    });
 }
 
 // spec: LIFE-021, BYD-012
@@ -335,7 +410,7 @@ fn a_draining_server_sends_goaway_and_ends_with_the_last_stream() {
     });
 }
 
-// spec: SM-023
+// spec: SM-023, SM-024
 #[test]
 fn each_side_speaks_what_its_port_declares_and_an_automatic_one_what_its_client_does() {
     // A caller of HTTP/2 at the server of an application of HTTP/1.1.

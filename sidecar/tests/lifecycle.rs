@@ -932,6 +932,11 @@ fn the_status_tells_where_something_is_wrong_and_names_nobody() {
             .as_u64()
             .is_some_and(|at| at > good["since"].as_u64().expect("a time"))
     );
+    let now = weft_sidecar::reload::now();
+    let since = good["since"].as_u64().expect("a time");
+    assert!((now - 3600..=now).contains(&since), "{since} at {now}");
+    pod.volumes.target("000000000000,000000000000,9");
+    wait_for("the target", || status()["state"] == "Behind");
     assert!(
         good["key"].as_str().is_some_and(|key| key.starts_with("echo-")),
         "{good}"
@@ -968,6 +973,8 @@ fn the_status_tells_where_something_is_wrong_and_names_nobody() {
     assert_eq!(rejected().as_deref(), Some("1"));
     assert_eq!(proxy.log().matches("configuration refused").count(), 1);
     assert_eq!(pod.call(), Some(200));
+    assert_eq!(proxy.post(15000, "/drain_listeners").status(), 200);
+    assert_eq!(status()["draining"], true);
 }
 
 // spec: LIFE-065
@@ -1800,7 +1807,8 @@ fn probes_of_the_application_are_made_on_its_behalf() {
     let probes = format!(
         "{{\"/app-health/web/readyz\": {{\"httpGet\": {{\"port\": {port}, \"path\": \"/fine\", \"httpHeaders\": \
          [{{\"name\": \"X-Probe\", \"value\": \"1\"}}]}}, \"timeoutSeconds\": 8}}, \"/app-health/web/livez\": \
-         {{\"tcpSocket\": {{\"port\": 1}}, \"timeoutSeconds\": 8}}}}"
+         {{\"tcpSocket\": {{\"port\": 1}}, \"timeoutSeconds\": 8}}, \"/app-lifecycle/web/prestopz\": {{\"httpGet\": \
+         {{\"port\": {port}, \"path\": \"/stop\"}}, \"timeoutSeconds\": 8}}}}"
     );
     let proxy = pod.start(&[], &[("WEFT_KUBE_APP_PROBERS", &probes)]);
     wait_for("the status port", || {
@@ -1819,5 +1827,11 @@ fn probes_of_the_application_are_made_on_its_behalf() {
         "nobody listens on port 1"
     );
     assert_eq!(proxy.get(15020, "/app-health/other/readyz").status(), 400);
+    assert_eq!(proxy.get(15020, "/app-lifecycle/web/prestopz").status(), 200);
+    assert!(
+        local.last().head.starts_with("GET /stop HTTP/1.1"),
+        "{}",
+        local.last().head
+    );
     assert_eq!(proxy.get(15021, "/app-health/web/readyz").status(), 404);
 }

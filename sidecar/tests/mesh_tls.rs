@@ -411,7 +411,7 @@ fn an_anchor_verifies_peers_of_its_own_trust_domains_alone() {
     expect(&partner, "other.example", false);
 }
 
-// spec: ID-095, ID-145, ID-146
+// spec: ID-095, ID-145, ID-146, DR-108
 #[test]
 fn mesh_tls_that_a_rule_insists_on_fails_where_there_is_no_sidecar() {
     let plain = App::echo();
@@ -588,7 +588,7 @@ fn anchors_come_from_the_identity_and_from_nowhere_else() {
     assert_eq!(pod.call(&pod.authority.pem_pair(&id)), 503);
 }
 
-// spec: ID-115, ID-111, DLV-042
+// spec: ID-115, ID-111, DLV-042, LIFE-048
 #[test]
 fn a_renewed_leaf_is_shown_in_both_roles_and_connections_keep_the_one_they_have() {
     let app = App::echo();

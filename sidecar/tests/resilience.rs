@@ -226,6 +226,35 @@ fn idle_connections_to_a_server_that_leaves_are_closed() {
     wait_for("the end of all of them", || open() == 0);
 }
 
+// spec: BYD-013
+#[test]
+fn whoever_answers_at_the_cluster_address_must_be_of_the_service() {
+    let app = App::echo();
+    let pair = Pair::start("http", app.address);
+    let server = pair.server.addresses[0];
+    // The known endpoint is gone, and had a sidecar; the server's proxy is where the cluster address leads.
+    let bundle = client_bundle("http", "")
+        .replace("10.1.0.1", &server.ip().to_string())
+        .replace("port: 80", &format!("port: {}", server.port()));
+    let gone = SocketAddr::new(address(), 1);
+    let ask = || {
+        let proxy = Proxy::start(
+            dialling(server),
+            &bundle,
+            &echo_endpoints(&[(gone, true)]),
+            Some(pair.authority.identity("app/client")),
+        );
+        get(proxy.addresses[0], "/")
+    };
+    assert_eq!(ask().status(), 200);
+    let shown = app.last().field("x-forwarded-client-cert");
+    assert!(shown.is_some_and(|shown| shown.contains("app/sa/client")), "mesh mTLS");
+    let other = pair.authority.identity("app/other");
+    pair.server.shared.identity.store(Some(Arc::new(other)));
+    let answer = ask();
+    assert_eq!((answer.status(), app.count()), (503, 1), "{}", answer.text());
+}
+
 // spec: DLV-115, BYD-013
 #[test]
 fn the_cluster_address_finds_what_no_list_names() {
@@ -272,6 +301,31 @@ fn an_endpoint_that_keeps_failing_is_ejected() {
     assert_eq!(bad.count(), 20);
 }
 
+// spec: DR-091
+#[test]
+fn an_endpoint_that_gives_no_answer_is_ejected_too() {
+    let policy = "{loadBalancer: roundRobin, outlier: {consecutive5xx: 3, maxEjectionPercent: 50}}";
+    let closing = App::new(Arc::new(|_, _| false));
+    let silent = App::new(Arc::new(|_, stream| {
+        // Until the proxy has given up.
+        let _ = std::io::Read::read(stream, &mut [0]);
+        false
+    }));
+    for (bad, tries) in [(closing, ""), (silent, ", perTryTimeoutMs: 100")] {
+        let good = App::echo();
+        let bundle = client_bundle("http", "")
+            .replace("protocol: http}", &format!("protocol: http, policy: {policy}}}"))
+            + &format!("mesh: {{retry: {{attempts: 0{tries}}}}}\n");
+        let both = echo_endpoints(&[(bad.address, false), (good.address, false)]);
+        let proxy = Proxy::start(dialling(virtual_address()), &bundle, &both, None);
+        let mut client = Client::connect(proxy.addresses[0]);
+        for _ in 0..20 {
+            client.get("/", "");
+        }
+        assert_eq!((bad.count(), good.count()), (3, 17), "{tries}");
+    }
+}
+
 // spec: DR-036, DR-038
 #[test]
 fn round_robin_takes_turns() {
@@ -306,6 +360,30 @@ fn requests_beyond_the_limit_get_503_at_once() {
     assert_eq!(answer.field("x-envoy-overloaded").as_deref(), Some("true"));
     proxy.wait_for_flags("UO");
     drop(slow);
+    wait_for("the place to be free", || get(proxy.addresses[0], "/").status() == 200);
+}
+
+// spec: DR-080
+#[test]
+fn a_request_is_active_until_its_answer_has_ended() {
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let app = App::new(Arc::new(move |seen, stream| {
+        if !seen.head.contains("/long") {
+            return stream.write_all(OK).is_ok();
+        }
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbeg";
+        let begun = stream.write_all(head).is_ok();
+        let _ = wait.lock().expect("no panic").recv();
+        begun && stream.write_all(b"un").is_ok()
+    }));
+    let proxy = client_with_policy("{maxRequests: 1}", &[(app.address, false)]);
+    let mut long = Client::connect(proxy.addresses[0]);
+    long.send("GET /long HTTP/1.1\r\nHost: echo\r\n\r\n");
+    wait_for("the beginning", || long.buffered().contains("beg") || !long.read_more());
+    assert_eq!(get(proxy.addresses[0], "/").status(), 503);
+    release.send(()).expect("the application waits");
+    assert_eq!(long.receive().expect("an answer").text(), "begun");
     wait_for("the place to be free", || get(proxy.addresses[0], "/").status() == 200);
 }
 
@@ -365,7 +443,23 @@ fn a_connection_ends_after_its_number_of_requests() {
     assert_eq!(app.connections.load(Ordering::SeqCst), 3);
 }
 
-// spec: SM-099, LIFE-046
+// spec: SM-099
+#[test]
+fn connections_to_the_endpoints_that_stay_are_used_again() {
+    let (stays, other) = (App::echo(), App::echo());
+    let proxy = client_with_policy("{loadBalancer: roundRobin}", &[(stays.address, false)]);
+    let mut client = Client::connect(proxy.addresses[0]);
+    let mut calls = |count: usize| (0..count).for_each(|_| assert_eq!(client.get("/", "").status(), 200));
+    calls(2);
+    proxy.endpoints(&echo_endpoints(&[(stays.address, false), (other.address, false)]));
+    calls(4);
+    proxy.endpoints(&echo_endpoints(&[(stays.address, false)]));
+    calls(4);
+    assert_eq!((stays.count(), other.count()), (8, 2));
+    assert_eq!(stays.connections.load(Ordering::SeqCst), 1);
+}
+
+// spec: SM-099, LIFE-040, LIFE-046
 #[test]
 fn a_removed_endpoint_finishes_what_it_began() {
     let (gate, wait) = std::sync::mpsc::channel::<()>();

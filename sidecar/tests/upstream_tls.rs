@@ -319,6 +319,8 @@ fn a_name_is_verified_unless_nothing_is() {
         ("10.9.8.7", true),
         ("RIGHT", false),
         ("*.example", false),
+        ("sub.right.example", false),
+        ("example", false),
         ("wrong.example, spiffe://x/y", true),
     ] {
         let wanted = if verified { 200 } else { 503 };

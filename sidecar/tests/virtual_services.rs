@@ -656,3 +656,63 @@ fn a_preflight_of_another_origin_goes_on_or_is_answered_without_leave() {
     assert_eq!(answer.field("access-control-allow-origin"), None);
     assert_eq!(answer.field("access-control-allow-methods").as_deref(), Some("GET,PUT"));
 }
+
+// spec: VS-071
+#[test]
+fn a_rewrite_by_an_expression_keeps_the_query() {
+    let app = App::echo();
+    let rewrite = "    rewrite: {path: {regex: {pattern: '^/old/(.*)', substitution: '/new/\\1'}}}\n";
+    let proxy = client(&to_echo(rewrite), &one(&app));
+    for (path, sent) in [("/old/a?old=/old/b", "/new/a?old=/old/b"), ("/other?q", "/other?q")] {
+        assert_eq!(get(proxy.addresses[0], path).status(), 200);
+        let head = app.last().head;
+        assert!(head.starts_with(&format!("GET {sent} ")), "{head}");
+    }
+}
+
+// spec: DR-003
+#[test]
+fn the_policy_is_that_of_the_destination_and_not_of_the_host_with_the_rules() {
+    let app = App::echo();
+    let cookie = "{loadBalancer: {consistentHash: {key: {cookie: {name: c, ttlSeconds: 0}}}}}";
+    let hosts = |of_echo: &str, of_other: &str| {
+        let other = format!(
+            "- host: other.app.svc.cluster.local\n  name: other\n  namespace: app\n  domains: [other]\n  addresses: \
+             [10.1.0.9]\n  ports:\n  - {{port: 80, name: main, protocol: http, policy: {of_other}}}\nroutes:\n- name: t\n  \
+             origin: {{kind: VirtualService, namespace: app, name: rules}}\n  rules:\n  - destinations: [{{host: \
+             other.app.svc.cluster.local, port: 80}}]\n"
+        );
+        let port = format!("protocol: http, http: t, policy: {of_echo}}}");
+        client_bundle("http", &other).replacen("protocol: http}", &port, 1)
+    };
+    let list = one(&app).replace(ECHO, "other.app.svc.cluster.local");
+    let sets_cookie = |bundle: &str| {
+        let proxy = start(bundle, &list);
+        let answer = get(proxy.addresses[0], "/");
+        assert_eq!(answer.status(), 200);
+        answer.field("set-cookie").is_some()
+    };
+    assert!(sets_cookie(&hosts("{}", cookie)));
+    assert!(!sets_cookie(&hosts(cookie, "{}")));
+}
+
+// spec: SM-037
+#[test]
+fn on_a_port_of_http_the_host_decides_and_not_the_address() {
+    let (echo, other) = (named("echo"), named("other"));
+    let host = "- host: other.app.svc.cluster.local\n  name: other\n  namespace: app\n  domains: [10.1.0.9, other]\n  \
+                addresses: [10.1.0.9]\n  ports:\n  - {port: 80, name: main, protocol: http}\n";
+    let list = one(&echo).replace("ports:\n", &format!("ports:\n- {{main: {}}}\n", other.address.port()));
+    let list = list.replace("p: 0", "p: 1")
+        + &format!(
+            "- host: other.app.svc.cluster.local\n  accounts: []\n  endpoints:\n  - {{a: {}, p: 0}}\n",
+            other.address.ip()
+        );
+    // The application has dialled the address of `echo`.
+    let proxy = start(&client_bundle("http", host), &list);
+    for name in ["echo", "other"] {
+        let mut client = Client::connect(proxy.addresses[0]);
+        client.send(&format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n"));
+        assert_eq!(client.receive().expect("an answer").text(), name);
+    }
+}

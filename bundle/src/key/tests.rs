@@ -52,6 +52,131 @@ fn ports_change_the_key_and_their_order_does_not() {
 
 // spec: DLV-010
 #[test]
+fn whatever_changes_the_configuration_makes_another_key() {
+    let (labels, none) = (map(&[("app", "a")]), map(&[]));
+    let config = map(&[("proxy.istio.io/config", "concurrency: 2")]);
+    let base = PodShape {
+        namespace: "shop",
+        workload: "cart",
+        service_account: "cart",
+        revision: "default",
+        labels: &labels,
+        annotations: &none,
+        ports: &[],
+        interception: InterceptionMode::Redirect,
+        template: Template::Sidecar,
+        ignored_labels: &[],
+    };
+    let key = |shape: PodShape<'_>| KeyInputs::new(&shape).key();
+    let other_labels = map(&[("app", "b")]);
+    let others = [
+        PodShape {
+            namespace: "other",
+            ..base
+        },
+        PodShape {
+            workload: "other",
+            ..base
+        },
+        PodShape {
+            service_account: "other",
+            ..base
+        },
+        PodShape {
+            revision: "canary",
+            ..base
+        },
+        PodShape {
+            labels: &other_labels,
+            ..base
+        },
+        PodShape {
+            annotations: &config,
+            ..base
+        },
+        PodShape {
+            interception: InterceptionMode::Tproxy,
+            ..base
+        },
+        PodShape {
+            template: Template::Gateway,
+            ..base
+        },
+    ];
+    let mut keys: Vec<String> = others.map(key).into();
+    keys.push(key(base));
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 9, "{keys:?}");
+    // Other annotations say nothing to a proxy.
+    let scraped = map(&[("prometheus.io/scrape", "true")]);
+    assert_eq!(
+        key(PodShape {
+            annotations: &scraped,
+            ..base
+        }),
+        key(base)
+    );
+}
+
+// spec: DLV-011
+#[test]
+fn labels_of_one_pod_among_its_like_are_left_out_and_no_others() {
+    let ignored = ["team.example/build".to_owned()];
+    let key = |labels: &BTreeMap<String, String>| {
+        let shape = PodShape {
+            namespace: "shop",
+            workload: "cart",
+            service_account: "",
+            revision: "",
+            labels,
+            annotations: &map(&[]),
+            ports: &[],
+            interception: InterceptionMode::Redirect,
+            template: Template::Sidecar,
+            ignored_labels: &ignored,
+        };
+        KeyInputs::new(&shape).key()
+    };
+    let labels = map(&[("tier", "web")]);
+    let with = |name: &str| {
+        let mut all = labels.clone();
+        all.insert(name.to_owned(), "x".to_owned());
+        key(&all)
+    };
+    for name in [
+        "pod-template-hash",
+        "rollouts-pod-template-hash",
+        "controller-revision-hash",
+        "pod-template-generation",
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+        "controller-uid",
+        "batch.kubernetes.io/controller-uid",
+        "job-name",
+        "batch.kubernetes.io/job-name",
+        "batch.kubernetes.io/job-completion-index",
+        "topology.kubernetes.io/region",
+        "topology.kubernetes.io/anything",
+        "team.example/build",
+    ] {
+        assert_eq!(with(name), key(&labels), "{name}");
+    }
+    for name in [
+        "app",
+        "app.kubernetes.io/name",
+        "version",
+        "team.example/other",
+        "topology.example/zone",
+        "appliance",
+        "job",
+    ] {
+        assert_ne!(with(name), key(&labels), "{name}");
+    }
+}
+
+// spec: DLV-010
+#[test]
 fn a_long_workload_name_is_cut_and_trimmed() {
     let mut inputs = inputs(&map(&[]), &[]);
     inputs.workload = format!("{}-tail", "a".repeat(39));
@@ -118,13 +243,16 @@ fn injection_adds_labels_and_changes_none() {
     assert_eq!(out[CANONICAL_REVISION_LABEL], "latest");
 }
 
-// spec: DLV-004, DLV-016, ID-022, ID-023
+// spec: DLV-003, DLV-004, DLV-006, DLV-016, DLV-152, ID-022, ID-023
 #[test]
 fn object_names() {
     assert_eq!(config_name("web-abc", 0), "weft-cfg-web-abc-0");
     let (a, b) = (endpoints_name("default", "a", 0), endpoints_name("default", "b", 0));
     assert_ne!(a, b);
     assert_eq!(a.len(), "weft-ep-default-".len() + 8 + 2);
+    // From SHA-256, so that they are the same everywhere.
+    assert_eq!(endpoints_name("canary", "shop", 1), "weft-ep-canary-rwiaduzm-1");
+    assert_eq!(credential_stem("shop", "cert"), "41ea69e4cb9e2fb3");
     assert_eq!(identity_name("default"), "weft.default");
     let long = identity_name(&"s".repeat(253));
     assert!(long.len() <= 253 && long.starts_with("weft.sss"), "{long}");

@@ -274,6 +274,33 @@ fn text_and_compressed_forms_give_the_same_value() {
         config(&merged(&packed.shards)).expect("load").expect("present").bundle,
         bundle
     );
+    // One frame, which says how long its content is and ends with a checksum (RFC 8878, section 3.1.1.1).
+    let frame = packed
+        .shards
+        .iter()
+        .enumerate()
+        .flat_map(|(n, shard)| shard[&pack::config_file(n)].clone());
+    let frame: Vec<u8> = frame.collect();
+    assert_eq!(frame[..4], 0xfd2f_b528u32.to_le_bytes());
+    let (has_size, has_checksum) = (frame[4] >> 6 != 0 || frame[4] & 0x20 != 0, frame[4] & 4 != 0);
+    assert!(has_size && has_checksum, "{:08b}", frame[4]);
+}
+
+// spec: DLV-022
+#[test]
+fn text_is_for_people_as_long_as_it_is_short() {
+    let bundle = bundle(3);
+    let length = serde_yaml::to_string(&bundle).expect("text").len();
+    let is_text = |text: usize| {
+        let limits = Limits {
+            text,
+            ..Limits::default()
+        };
+        let packed = pack::config(&bundle, &inputs(), &limits).expect("pack");
+        packed.shards[0].contains_key(BUNDLE_FILE)
+    };
+    assert!(is_text(length) && !is_text(length - 1));
+    assert_eq!(Limits::default().text, 262_144);
 }
 
 // spec: DLV-002
@@ -281,6 +308,13 @@ fn text_and_compressed_forms_give_the_same_value() {
 fn packing_is_deterministic() {
     let pack = || pack::config(&bundle(5), &inputs(), &Limits::default()).expect("pack");
     assert_eq!(pack(), pack());
+    let mut one = host("a", "10.0.0.1");
+    one.endpoints.extend(host("a", "10.0.0.2").endpoints);
+    let mut other = one.clone();
+    other.endpoints.reverse();
+    other.accounts.reverse();
+    let pack = |host: &HostInput| pack::endpoints([host], &Places::default(), &Limits::default()).expect("pack");
+    assert_eq!(pack(&one), pack(&other), "the order of endpoints is their addresses'");
 }
 
 // spec: DLV-033
@@ -427,6 +461,10 @@ fn one_hosts_change_rewrites_one_shard() {
         .map(|n| endpoints(&files, n).expect("load").expect("present"))
         .collect();
     assert_eq!(endpoints_revision(loaded.iter().map(|l| &l.manifest)), after.revision);
+    for (n, shard) in loaded.iter().enumerate() {
+        let frame = &files[&pack::endpoint_files(n).1];
+        assert_eq!((shard.manifest.shards, shard.manifest.length), (4, frame.len() as u64));
+    }
     let h7 = loaded
         .iter()
         .flat_map(|l| &l.endpoints.hosts)

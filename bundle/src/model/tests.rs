@@ -380,3 +380,92 @@ fn ports_of_a_gateway_that_cannot_be_are_told_with_their_place() {
         ["listeners[8443].tls.terminated[1].tls.certificates"]
     );
 }
+
+// spec: SM-037, SM-038, SM-059
+#[test]
+fn address_and_port_together_or_the_whole_name_lead_to_a_host() {
+    let host = |name: &str, address: &str, domains: &str, ports: &str| {
+        format!(
+            "- {{host: {name}, name: n, namespace: app, domains: [{domains}], addresses: [{address}], ports: [{ports}]}}\n"
+        )
+    };
+    let tcp = "{port: 9000, name: tcp, protocol: tcp}";
+    let hosts = [
+        host(
+            "a.app.svc",
+            "10.0.0.1",
+            "a, '*.a'",
+            &format!("{tcp}, {{port: 80, name: http, protocol: http}}"),
+        ),
+        host("b.app.svc", "10.0.0.2", "b", tcp),
+    ];
+    let head = BASE.lines().take(3).collect::<Vec<_>>().join("\n");
+    let config = Config::parse(bundle(&format!("{head}\n{}", hosts.concat()))).expect("valid");
+    let found = |address: &str, port: u16| {
+        let port = config.by_address(address.parse().expect("address"), port);
+        port.map(|port| port.host.host.to_string())
+    };
+    assert_eq!(found("10.0.0.1", 9000).as_deref(), Some("a.app.svc"));
+    assert_eq!(found("10.0.0.2", 9000).as_deref(), Some("b.app.svc"));
+    assert_eq!((found("10.0.0.1", 9001), found("10.0.0.3", 9000)), (None, None));
+    let domains = config.domains(80).expect("HTTP port");
+    for (name, is_known) in [("a", true), ("x.a", true), (".a", false), ("b.b", false), ("xa", false)] {
+        assert_eq!(domains.find(name).is_some(), is_known, "{name}");
+    }
+}
+
+// spec: SM-048, VS-091, VS-099
+#[test]
+fn without_rules_there_is_no_time_limit_and_the_retries_of_the_mesh() {
+    let mut wire = bundle(BASE);
+    wire.hosts[0].ports[0].http = None;
+    let rule = |config: &Config| {
+        config
+            .domains(80)
+            .and_then(|d| d.find("echo"))
+            .expect("known")
+            .http
+            .rules[0]
+            .clone()
+    };
+    let bare = rule(&Config::parse(wire.clone()).expect("valid"));
+    assert_eq!((bare.timeout, bare.retry.attempts), (None, 2));
+    let on = RetryOn {
+        connect_failure: true,
+        refused_stream: true,
+        grpc: 1 << 1 | 1 << 14,
+        ..RetryOn::default()
+    };
+    assert_eq!((bare.retry.on, &bare.retry.statuses[..]), (on, &[][..]));
+    wire.mesh.retry.attempts = 7;
+    assert_eq!(rule(&Config::parse(wire).expect("valid")).retry.attempts, 7);
+    // Nor has a rule that states none.
+    let ruled = rule(&Config::parse(bundle(BASE)).expect("valid"));
+    assert_eq!((ruled.timeout, ruled.retry.attempts, ruled.retry.on), (None, 2, on));
+}
+
+// spec: VS-054, VS-055
+#[test]
+fn a_weight_of_zero_is_nothing_among_several_and_everything_alone() {
+    let destinations = |weights: &[u32]| {
+        let one = |weight: &u32| format!("{{host: echo.app.svc.cluster.local, port: 80, weight: {weight}}}");
+        let list: Vec<String> = weights.iter().map(one).collect();
+        let mut config = bundle(BASE);
+        config.routes[0].rules[0].action =
+            serde_yaml::from_str(&format!("destinations: [{}]", list.join(", "))).expect("an action");
+        let config = Config::parse(config).expect("valid");
+        let rule = &config
+            .domains(80)
+            .and_then(|d| d.find("echo"))
+            .expect("known")
+            .http
+            .rules[0];
+        match &rule.action {
+            Action::Destinations(destinations) => destinations.clone(),
+            _ => panic!("forwards"),
+        }
+    };
+    let several = destinations(&[0, 1, 0]);
+    assert_eq!(several.choose(|_| 0).map(|d| d.weight), Some(1));
+    assert!(destinations(&[0]).choose(|_| 0).is_some());
+}

@@ -270,6 +270,30 @@ mod tests {
             ["defaultConfig.interceptionMode", "defaultConfig.concurrency"]
         );
         assert_eq!(errors("proxyListenPort: 15006"), ["proxyInboundListenPort"]);
+        for port in [
+            "proxyListenPort",
+            "proxyInboundListenPort",
+            "defaultConfig.statusPort",
+            "defaultConfig.proxyAdminPort",
+        ] {
+            for taken in [15000, 15001, 15006, 15020] {
+                let text = match port.split_once('.') {
+                    Some((outer, inner)) => format!("{outer}: {{{inner}: {taken}}}"),
+                    None => format!("{port}: {taken}"),
+                };
+                let is_own = match port {
+                    "proxyListenPort" => taken == 15001,
+                    "proxyInboundListenPort" => taken == 15006,
+                    "defaultConfig.statusPort" => taken == 15020,
+                    _ => taken == 15000,
+                };
+                assert_eq!(errors(&text).is_empty(), is_own, "{text}");
+            }
+        }
+        assert_eq!(
+            errors("defaultConfig: {statusPort: 65536}"),
+            ["defaultConfig.statusPort"]
+        );
         assert_eq!(errors("trustDomain: A/b"), ["trustDomain"]);
         assert_eq!(errors("trustDomainAliases: ['']"), ["trustDomainAliases[0]"]);
         assert_eq!(errors("connectTimeout: soon"), ["connectTimeout"]);

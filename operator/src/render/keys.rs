@@ -212,6 +212,36 @@ mod tests {
             .replace("LABELS", &labels)
     }
 
+    // spec: DLV-131
+    #[test]
+    fn a_pod_that_terminates_uses_its_key_though_no_template_makes_it() {
+        let inputs = |pod: &str| {
+            let pod: Pod = serde_yaml::from_str(pod.trim().trim_start_matches("---")).expect("a pod");
+            pod::pod_inputs(
+                &pod,
+                &crate::world::Store::new(crate::world::Settings::default()).world(),
+            )
+        };
+        let key = inputs(&pod("gone-1", "gone", "unknown", "app: gone")).key();
+        let living = pod("gone-1", "gone", &key, "app: gone");
+        let leaving = living.replace(
+            "metadata: {name: gone-1,",
+            "metadata: {name: gone-1, deletionTimestamp: '2026-01-01T00:00:00Z',",
+        );
+        assert_ne!(leaving, living);
+        for text in [living, leaving] {
+            let output = render(&text);
+            let reference = ConfigRef {
+                namespace: "app".to_owned(),
+                key: key.clone(),
+            };
+            assert!(output.configs.contains_key(&reference), "{text}");
+            assert_eq!(output.pods.len(), 1);
+        }
+        let wanted = |output: &Output| output.configs.keys().any(|reference| reference.key == key);
+        assert!(!wanted(&render("")), "nor is it there without the pod");
+    }
+
     // spec: DLV-017, DLV-013
     #[test]
     fn a_key_is_rendered_from_inputs_whose_hash_it_is_and_from_no_others() {

@@ -632,7 +632,7 @@ mod tests {
         assert_eq!((of_entry("GRPC"), of_entry("grpc-web-x")), (Some(false), None));
     }
 
-    // spec: SM-015, SM-016, SM-017, SM-018, SM-019, SM-021
+    // spec: SM-015, SM-016, SM-017, SM-018, SM-019, SM-021, SM-020
     #[test]
     fn the_protocol_comes_from_the_app_protocol_else_the_name_else_the_port() {
         let cases = [

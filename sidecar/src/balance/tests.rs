@@ -50,6 +50,13 @@ fn least_request_avoids_the_busy_one() {
     assert_eq!(chosen, HashMap::from([(peers[1].address, 100)]));
 }
 
+// spec: DR-041
+#[test]
+fn every_proxy_computes_the_same_hash() {
+    // Of another process, version and machine, too: keys must not move when a client is replaced.
+    assert_eq!(Key::of(b"alice"), Key(Some(0x3507_d047_a67c_08f4)));
+}
+
 // spec: DR-041, LIFE-045
 #[test]
 fn keys_stay_and_few_move_when_an_endpoint_goes() {
@@ -103,7 +110,7 @@ fn weighted(weights: &[u32]) -> Group {
     Group::new(peers.collect())
 }
 
-// spec: DR-039
+// spec: DR-035, DR-039
 #[test]
 fn weights_divide_the_requests_whatever_the_balancer() {
     let heavy: SocketAddr = "10.0.0.1:80".parse().expect("address");

@@ -496,7 +496,79 @@ pub fn report(worker: &Worker, cluster: &ClusterState, address: SocketAddr, outc
 
 #[cfg(test)]
 mod tests {
+    use weft_bundle::model::RetryOn;
+
     use super::*;
+    use crate::http::{Headers, ResponseHead};
+
+    fn policy(on: RetryOn, statuses: &[u16]) -> Retry {
+        Retry {
+            attempts: 1,
+            on,
+            statuses: statuses.to_vec(),
+            per_try_timeout: None,
+            backoff: Duration::ZERO,
+            avoid_tried: true,
+            next_locality: false,
+        }
+    }
+
+    fn response(status: u16, grpc: Option<&'static str>) -> Response {
+        let mut head = ResponseHead::new(status);
+        head.headers = Headers::default();
+        if let Some(code) = grpc {
+            head.headers.push("grpc-status", code);
+        }
+        Response {
+            head,
+            body: Body::Empty,
+        }
+    }
+
+    // spec: VS-105, VS-112
+    #[test]
+    fn any_failure_is_one_of_5xx_and_of_a_status_none_is() {
+        let classes = [
+            Class::Connect,
+            Class::Reset { before_request: true },
+            Class::Reset { before_request: false },
+            Class::Refused,
+            Class::PerTry,
+        ];
+        let server_error = policy(
+            RetryOn {
+                server_error: true,
+                ..RetryOn::default()
+            },
+            &[],
+        );
+        let status = policy(RetryOn::default(), &[503]);
+        for class in classes {
+            assert!(wants_failure(&server_error, class), "{class:?}");
+            assert!(!wants_failure(&status, class), "{class:?}");
+        }
+        assert!(!wants_failure(&server_error, Class::Final));
+        for code in [499, 500, 503, 599] {
+            let is_wanted = wants_status(&server_error, &response(code, None));
+            assert_eq!(is_wanted, code >= 500, "{code}");
+        }
+        assert!(wants_status(&status, &response(503, None)) && !wants_status(&status, &response(504, None)));
+    }
+
+    // spec: VS-189
+    #[test]
+    fn a_call_that_failed_counts_as_the_status_that_it_stands_for() {
+        for (status, grpc, judged) in [
+            (200, None, 200),
+            (502, None, 502),
+            (200, Some("0"), 200),
+            (200, Some("5"), 200),
+            (200, Some("14"), 503),
+            (200, Some("13"), 500),
+        ] {
+            assert_eq!(judged_status(&response(status, grpc)), judged, "{grpc:?}");
+        }
+    }
 
     // spec: VS-116
     #[test]

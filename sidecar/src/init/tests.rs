@@ -62,7 +62,7 @@ fn the_default_redirect_in_order() {
     );
 }
 
-// spec: NET-020, NET-025..NET-027, NET-040, NET-041, NET-050, NET-051, NET-053, NET-054, NET-056, INJ-171
+// spec: NET-020, NET-025..NET-027, NET-040, NET-041, NET-050, NET-051, NET-052, NET-053, NET-054, NET-056, INJ-171
 #[test]
 fn exclusions_stand_before_inclusions() {
     let (inbound, outbound) = text(&[

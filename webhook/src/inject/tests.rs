@@ -180,9 +180,17 @@ fn the_volumes_have_the_names_that_the_operator_will_write() {
             .to_string()
             .contains("weft-credentials")
     );
-    let gateway = done(&annotated("inject.istio.io/templates", "gateway")).pod;
-    let credentials = volume(&gateway, "weft-credentials").expect("credentials");
-    assert_eq!(credentials["projected"]["sources"].as_array().map(Vec::len), Some(4));
+    let gateway = done(&annotated("inject.istio.io/templates", "gateway"));
+    let credentials = volume(&gateway.pod, "weft-credentials").expect("credentials");
+    let sources = (0..4).map(|n| json!({"secret": {"name": key::credentials_name(&gateway.key, n), "optional": true}}));
+    assert_eq!(credentials["projected"]["sources"], sources.collect::<Value>());
+    let mounts = &proxy(&gateway.pod)["volumeMounts"];
+    let mount =
+        json!({"name": "weft-credentials", "mountPath": "/var/run/secrets/weft.dev/credentials", "readOnly": true});
+    assert!(
+        mounts.as_array().is_some_and(|mounts| mounts.contains(&mount)),
+        "{mounts}"
+    );
 }
 
 // spec: ID-126, INJ-085, INJ-084, INJ-086, INJ-089

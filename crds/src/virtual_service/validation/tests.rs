@@ -205,7 +205,7 @@ fn matches() {
     assert_eq!(one(json!({"port": 65536})), ["match[0].port"]);
 }
 
-// spec: VS-047, VS-055
+// spec: VS-047, VS-055, VS-053
 #[test]
 fn destinations_and_weights() {
     let route = |value: Value| http(json!({"route": value}));
@@ -223,6 +223,8 @@ fn destinations_and_weights() {
         route(json!([{"destination": {"host": "a"}, "weight": -1}])),
         ["route[0].weight"]
     );
+    let uneven = json!([{"destination": {"host": "a"}, "weight": 3}, {"destination": {"host": "b"}, "weight": 1}]);
+    assert!(route(uneven).is_empty(), "they need not total 100");
     let zero = json!([{"destination": {"host": "a"}, "weight": 0}, {"destination": {"host": "b"}}]);
     assert_eq!(route(zero), ["route"]);
     assert_eq!(
@@ -519,6 +521,12 @@ fn tls_and_tcp() {
     assert_eq!(
         paths(json!({"hosts": ["*.com"], "tls": short})),
         ["spec.tls[0].match[0].sniHosts[0]"]
+    );
+    let shortened = json!([{"match": [{"sniHosts": ["a"]}], "route": destination}]);
+    assert_eq!(
+        paths(json!({"hosts": ["a.app.svc.cluster.local"], "tls": shortened})),
+        ["spec.tls[0].match[0].sniHosts[0]"],
+        "a server name is not completed"
     );
     let nowhere = json!([{"match": [{"sniHosts": ["a.com"]}]}]);
     assert_eq!(

@@ -321,7 +321,7 @@ fn authorities_come_from_the_secret_or_from_the_one_beside_it() {
     assert!(reason == "SecretInvalid" && message.contains("edge/c"), "{message}");
 }
 
-// spec: DLV-155
+// spec: DLV-155, DLV-152
 #[test]
 fn credentials_of_the_oldest_gateways_are_kept_where_not_all_fit() {
     let pairs = [pair("a"), pair("b"), pair("c")];

@@ -408,7 +408,7 @@ fn destinations(serves: &Serves) -> Vec<(u16, u32)> {
         .collect()
 }
 
-// spec: VS-173, GW-068
+// spec: VS-173, GW-068, VS-171
 #[test]
 fn a_tcp_server_has_the_first_rule_of_its_port_and_is_closed_without_one() {
     let of = |rules: &str| {

@@ -63,7 +63,7 @@ fn the_first_level_with_a_rule_decides_whole() {
     assert_eq!(used(&elsewhere, "other/client"), LoadBalancer::LeastRequest);
 }
 
-// spec: DR-008, DR-009, SM-057
+// spec: DR-008, DR-009, SM-057, DR-002
 #[test]
 fn within_a_level_the_most_specific_host_wins_and_a_wildcard_hides_other_levels() {
     let wide = rule("app", "w", 3, &format!("{{host: '*.local', {RANDOM}}}"));
@@ -654,7 +654,7 @@ fn versions_are_upgraded_on_declared_ports_and_by_the_client_everywhere() {
     assert_eq!(of("{h2UpgradePolicy: DEFAULT}", &everywhere).0, [None, two, None]);
 }
 
-// spec: DR-033, DR-034, DR-043, DR-044, DR-047, DR-051, DR-052, DR-053
+// spec: DR-033, DR-034, DR-043, DR-044, DR-047, DR-051, DR-052, DR-053, DR-035
 #[test]
 fn load_balancers_are_resolved() {
     let of = |settings: &str| {

@@ -67,7 +67,7 @@ fn rules_are_seen_where_they_are_exported_to() {
     );
 }
 
-// spec: VS-010
+// spec: VS-010, SM-020
 #[test]
 fn each_list_of_rules_is_for_the_ports_that_it_can_serve() {
     let route = "route: [{destination: {host: echo}}]";
@@ -238,7 +238,7 @@ fn hosts_that_name_no_service_are_domains() {
     assert_eq!(domains(&named("app", "v", 1, "hosts: [echo]"), "app/client"), []);
 }
 
-// spec: VS-180, VS-181, SM-126
+// spec: VS-180, VS-181, SM-126, DLV-084
 #[test]
 fn what_became_invalid_or_was_deleted_leaves_the_host_as_if_it_had_never_been() {
     let mut store = Store::new(Settings::default());
