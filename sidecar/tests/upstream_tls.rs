@@ -512,9 +512,6 @@ fn tls_of_the_application_is_not_wrapped_a_second_time() {
     }
 }
 
-/// Settings of a mesh that logs each response.
-const LOGGED: &str = "mesh: {vipFallback: false, accessLog: {path: /dev/stdout}}\n";
-
 /// A sidecar as a process, whose application asks an explicit HTTP proxy for `echo`: its certificates for a server come
 /// from the volume of credentials.
 struct Sidecar {

@@ -337,7 +337,7 @@ pub enum UpstreamTls {
         subject_alt_names: Vec<String>,
     },
     /// TLS that the proxy originates (DR-111 ff.).
-    Originate(OriginateTls),
+    Originate(Box<OriginateTls>),
 }
 
 /// TLS that the proxy originates: `SIMPLE` or, with a client certificate, `MUTUAL` (DR-108).

@@ -3,6 +3,7 @@
 
 mod authentication;
 mod authorization;
+mod credentials;
 mod identity;
 mod injection;
 mod propagation;

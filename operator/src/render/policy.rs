@@ -421,7 +421,7 @@ impl Chosen<'_> {
                     .ca_certificates
                     .clone()
                     .filter(|ca| !ca.is_empty() && ca != "system");
-                UpstreamTls::Originate(OriginateTls {
+                UpstreamTls::Originate(Box::new(OriginateTls {
                     sni: settings.sni.clone().filter(|s| !s.is_empty()),
                     // They are not verified where nothing is (DR-119).
                     subject_alt_names: if settings.insecure_skip_verify == Some(true) {
@@ -439,7 +439,7 @@ impl Chosen<'_> {
                     insecure_skip_verify: settings.insecure_skip_verify == Some(true),
                     credential,
                     unavailable,
-                })
+                }))
             }
             _ => UpstreamTls::Disable,
         }

@@ -361,7 +361,7 @@ fn originates(output: &Output, workload: &str) -> OriginateTls {
     let bundle = bundle(output, workload);
     let echo = bundle.hosts.iter().find(|host| host.name == "echo").expect("seen");
     match &echo.ports[0].policy.tls {
-        UpstreamTls::Originate(settings) => settings.clone(),
+        UpstreamTls::Originate(settings) => (**settings).clone(),
         other => panic!("{other:?}"),
     }
 }

@@ -74,7 +74,7 @@ pub fn secure(state: &ClusterState, peer: &Peer) -> Secure {
         UpstreamTls::Auto | UpstreamTls::Disable => Secure::Plain,
         UpstreamTls::Mesh { sni, subject_alt_names } => mesh(sni.as_deref(), subject_alt_names),
         UpstreamTls::Originate(settings) => Secure::Originate {
-            settings: Box::new(settings.clone()),
+            settings: settings.clone(),
             host: cluster.host.host.clone(),
         },
     }
