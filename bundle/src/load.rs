@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::item::{self, Unread};
 use crate::model::{Config, Invalid, Refused};
 use crate::pace::{Breathing, breathe};
-use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, endpoint_files, sha256};
+use crate::pack::{BUNDLE_FILE, Files, MANIFEST_FILE, MAX_CONTENT, MAX_SHARDS, endpoint_files, sha256};
 use crate::wire::{
     AUTHORIZATION, Bundle, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Manifest, SCHEMA, UPSTREAM_CREDENTIALS,
 };
@@ -257,6 +257,14 @@ pub fn stored_endpoints(files: &Files, n: usize) -> Result<Option<StoredEndpoint
     };
     let manifest: EndpointsManifest = json(&manifest_file, bytes)?;
     check_schema(&manifest_file, manifest.schema, &manifest.requires)?;
+    let number = manifest.shards as usize;
+    if !(n + 1..=MAX_SHARDS).contains(&number) {
+        let message = format!(
+            "is shard {n} of {number}; the number of shards must be {} to {MAX_SHARDS}",
+            n + 1
+        );
+        return Err(reject(&manifest_file, Reason::Invalid, message));
+    }
     let Some(frame) = files.get(&file) else {
         let message = "is named by its manifest and absent";
         return Err(reject(&file, Reason::Incomplete, message));

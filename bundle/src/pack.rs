@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::key::KeyInputs;
+use crate::key::{KeyInputs, Template};
 use crate::pace;
 use crate::wire::{
     AUTHORIZATION, Bundle, Endpoint, Endpoints, EndpointsManifest, GATEWAY, GATEWAY_TLS, Health, HostEndpoints,
@@ -27,6 +27,9 @@ pub const BUNDLE_FILE: &str = "bundle.yaml";
 pub const TARGET_FILE: &str = "target-rev";
 /// Largest content that a proxy decompresses (DLV-023).
 pub const MAX_CONTENT: usize = 64 << 20;
+
+/// Most shards that a set is spread over (DLV-031).
+pub const MAX_SHARDS: usize = 8;
 
 /// Name of shard `n` of a compressed configuration.
 #[must_use]
@@ -49,9 +52,9 @@ pub struct Limits {
     pub shard: usize,
     /// Number of ConfigMaps that the pods of the key mount; default 2 (DLV-031).
     pub config_shards: usize,
-    /// Number of ConfigMaps that endpoints are spread over; default 2.
+    /// Number of ConfigMaps that endpoints are spread over where no pod mounts fewer; default 2.
     pub endpoint_shards: usize,
-    /// Number of Secrets that credentials of a gateway are in; default 4 (DLV-151).
+    /// Number of Secrets that credentials of a gateway are in where no pod mounts fewer; default 4 (DLV-151).
     pub credential_shards: usize,
 }
 
@@ -62,8 +65,17 @@ impl Default for Limits {
             shard: 921_600,
             config_shards: 2,
             endpoint_shards: 2,
-            credential_shards: 4,
+            credential_shards: credential_shards(Template::Gateway),
         }
+    }
+}
+
+/// Number of Secrets with credentials that a pod mounts unless `delivery.tlsShards` says otherwise (DLV-151).
+#[must_use]
+pub const fn credential_shards(template: Template) -> usize {
+    match template {
+        Template::Gateway => 4,
+        Template::Sidecar => 1,
     }
 }
 

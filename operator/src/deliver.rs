@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use weft_bundle::key::{MANAGED_LABEL, REVISION_LABEL, config_name, credentials_name, endpoints_name};
-use weft_bundle::pack::Files;
+use weft_bundle::pack::{Files, MAX_SHARDS};
 
 use crate::leaving::Endpoints;
 use crate::render::Output;
@@ -275,6 +275,55 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.first.is_empty() && self.then.is_empty()
     }
+}
+
+/// A shard that its set has no more.
+#[derive(Debug)]
+pub struct Surplus {
+    /// Where it is.
+    pub place: Place,
+    /// The shards that the set has now.
+    set: Vec<(Place, Content)>,
+}
+
+impl Surplus {
+    /// Whether the set is written without it.
+    #[must_use]
+    pub fn is_replaced(&self, present: &Present) -> bool {
+        let is_there = |(place, wanted): &(Place, Content)| present.get(place).is_some_and(|c| c.satisfies(wanted));
+        self.set.iter().all(is_there)
+    }
+}
+
+/// Shards of endpoints and credentials beyond those that their sets have now. They go at once: proxies hold endpoints until
+/// all shards name one number (DLV-028), and what a credential was before would hide what it is.
+#[must_use]
+pub fn surplus(wanted: &BTreeMap<Place, Content>, present: &Present, revision: &str) -> Vec<Surplus> {
+    let mut all = Vec::new();
+    for (place, content) in present {
+        let is_spread = match place.resource {
+            Resource::ConfigMap => place.name.starts_with("weft-ep-"),
+            Resource::Secret => content.secret_type.as_deref() == Some(CREDENTIALS_TYPE),
+        };
+        if !is_spread || !content.is_of(revision) || wanted.contains_key(place) {
+            continue;
+        }
+        let Some((stem, _)) = place.name.rsplit_once('-') else {
+            continue;
+        };
+        let shard = |n: usize| {
+            let name = format!("{stem}-{n}");
+            let (place, content) = wanted.get_key_value(&Place { name, ..place.clone() })?;
+            Some((place.clone(), content.clone()))
+        };
+        let set: Vec<_> = (0..MAX_SHARDS).map_while(shard).collect();
+        // What nothing is wanted of stays for a while (see `Unused`).
+        if !set.is_empty() {
+            let place = place.clone();
+            all.push(Surplus { place, set });
+        }
+    }
+    all
 }
 
 /// Objects of the own revision that nothing asks for, and since when.
@@ -578,6 +627,44 @@ mod tests {
         assert_eq!(places(&plan.first), [names[2]]);
         assert_eq!(places(&plan.then), [names[1]]);
         assert!(Plan::new(wanted.clone(), &wanted).is_empty());
+    }
+
+    // spec: DLV-037, DLV-028, DLV-151
+    #[test]
+    fn shards_beyond_those_of_their_set_go_once_the_others_are_written() {
+        let mut key = content("k");
+        key.secret_type = Some(CREDENTIALS_TYPE.to_owned());
+        let secret = |n: usize| Place {
+            resource: Resource::Secret,
+            ..place(&format!("weft-tls-a-{n}"))
+        };
+        let mut foreign = content("old");
+        foreign.labels = labels("canary");
+        let present = Present::from([
+            (place("weft-ep-default-x-0"), content("of two")),
+            (place("weft-ep-default-x-1"), content("of two")),
+            (place("weft-ep-canary-x-1"), foreign),
+            (place("weft-ep-default-y-0"), content("unused")),
+            (place("weft-cfg-a-1"), content("kept for a while")),
+            (secret(0), key.clone()),
+            (secret(1), key.clone()),
+        ]);
+        let wanted = BTreeMap::from([
+            (place("weft-ep-default-x-0"), content("of one")),
+            (place("weft-ep-canary-x-0"), content("of one")),
+            (place("weft-cfg-a-0"), content("new")),
+            (secret(0), key),
+        ]);
+        let found = surplus(&wanted, &present, "default");
+        let places: Vec<_> = found.iter().map(|shard| shard.place.clone()).collect();
+        assert_eq!(places, [secret(1), place("weft-ep-default-x-1")]);
+        assert!(found[0].is_replaced(&present));
+        assert!(!found[1].is_replaced(&present), "the first says two yet");
+        let mut written = present.clone();
+        written.extend(wanted.clone());
+        assert!(found[1].is_replaced(&written));
+        assert!(surplus(&present, &present, "default").is_empty());
+        assert!(surplus(&BTreeMap::new(), &present, "default").is_empty());
     }
 
     // spec: ID-132

@@ -115,7 +115,12 @@ impl Delivered {
         }
         let gone = self.gone.values().map(|(host, _)| host);
         let hosts: Vec<Arc<HostInput>> = self.rendered.hosts.iter().chain(gone).cloned().collect();
-        match pack::endpoints(hosts.iter().map(Arc::as_ref), &self.rendered.places, limits) {
+        let limits = Limits {
+            // As many as all pods of the namespace mount (DLV-037).
+            endpoint_shards: self.rendered.shards.len(),
+            ..*limits
+        };
+        match pack::endpoints(hosts.iter().map(Arc::as_ref), &self.rendered.places, &limits) {
             Ok(packed) => Arc::new(RenderedEndpoints {
                 revision: packed.revision,
                 shards: packed.shards.into_iter().map(Arc::new).collect(),

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use weft_bundle::pack::{Limits, MAX_SHARDS};
 use weft_operator::acknowledge::{Acknowledged, Bucket, Targets, Tracker};
 use weft_operator::identity::Profile;
 use weft_operator::lease::Contender;
@@ -69,6 +70,9 @@ struct Run {
     /// Largest share of the lifetime that a renewal is moved by at random, 0 to 0.2.
     #[arg(long, default_value_t = 0.01)]
     identity_renew_jitter: f64,
+    /// ConfigMaps that the endpoints of a namespace without pods are spread over, 1 to 8; else the pods say how many.
+    #[arg(long, env = "WEFT_DELIVERY_EP_SHARDS", default_value_t = 2, value_parser = shards)]
+    delivery_ep_shards: usize,
     /// Servers accept peers of every trust domain that the roots verify.
     #[arg(long)]
     identity_skip_validate_trust_domain: bool,
@@ -81,6 +85,11 @@ struct Run {
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = weft_crds::duration::Duration::parse(text).value();
     parsed.ok_or_else(|| "must be a duration such as 24h or 90m".to_owned())
+}
+
+fn shards(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=MAX_SHARDS).contains(n));
+    number.ok_or_else(|| format!("must be 1 to {MAX_SHARDS}"))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -131,6 +140,10 @@ impl Run {
             cluster_domain: self.cluster_domain.clone(),
             identity: profile,
             skip_validate_trust_domain: self.identity_skip_validate_trust_domain,
+            limits: Limits {
+                endpoint_shards: self.delivery_ep_shards,
+                ..Limits::default()
+            },
             ..Settings::default()
         };
         let lease = source::of_revision("weft-operator", &self.revision);

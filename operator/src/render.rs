@@ -22,6 +22,7 @@ mod endpoint;
 mod gateway;
 mod inbound;
 mod keys;
+mod mounts;
 mod policy;
 mod presence;
 mod route;
@@ -33,6 +34,7 @@ mod stage;
 mod view;
 
 pub use credential::RenderedCredentials;
+pub use mounts::Mounts;
 use sound::Sound;
 pub use view::View;
 
@@ -101,6 +103,10 @@ pub struct PodFacts {
     pub terminating: bool,
     /// It is bound to a node and has not ended (DLV-059).
     pub running: bool,
+    /// All its containers have ended for good.
+    pub ended: bool,
+    /// Shards that it mounts (DLV-032).
+    pub mounts: Mounts,
 }
 
 /// What became of a mesh object (OPS-120).
@@ -235,13 +241,15 @@ impl Renderer {
             .collect();
         self.configs.render(&shared, &mut self.views, keys, &mut output);
         output.work.views = self.views.rendered();
-        self.presence.render(&shared, &mut output);
+        let narrowest = mounts::Narrowest::of(&output.pods, &world.settings.limits);
+        self.presence.render(&shared, &narrowest, &mut output);
         route::resolve(&shared, &mut output.reports);
         scope::report(world, sound.sources.sidecars, &mut output.reports);
         service::report(&shared, &mut output.reports);
         authorization::report(&shared, &mut output.reports);
         gateway::report(&shared, &gateways, &mut output.reports);
-        self.credentials.render(&shared, self.configs.views(), &mut output);
+        self.credentials
+            .render(&shared, self.configs.views(), &narrowest, &mut output);
         output
     }
 }

@@ -16,7 +16,7 @@ use weft_bundle::key::{KeyInputs, config_name, endpoints_name, identity_name};
 use crate::acknowledge::{self, Holdouts, Target};
 use crate::authority::{Authorities, Step};
 use crate::certificate;
-use crate::deliver::{self, Content, IDENTITY_TYPE, Place, Plan, Present, Resource, Unused, Writer};
+use crate::deliver::{self, Content, IDENTITY_TYPE, Place, Plan, Present, Resource, Surplus, Unused, Writer};
 use crate::identity::held::{self, Held};
 use crate::identity::{Authority, SpiffeId, secret};
 use crate::leaving::{Endpoints, Leaving};
@@ -380,11 +380,16 @@ impl Operator {
         };
         wanted.retain(|place, _| !is_ending(&place.namespace));
         let asked: BTreeSet<Place> = wanted.keys().cloned().chain(undecided).collect();
+        let surplus = deliver::surplus(&wanted, &self.present, &self.settings.revision);
         let plan = Plan::new(wanted, &self.present);
         let mut is_written = true;
         if !plan.is_empty() {
             tracing::info!(first = plan.first.len(), then = plan.then.len(), "writing objects");
             is_written &= self.write(plan.first).await;
+        }
+        // Before the pods are told: they hold what is new until shards of the set before are gone (DLV-028).
+        is_written &= self.delete_surplus(surplus).await;
+        if !plan.then.is_empty() {
             is_written &= self.write(plan.then).await;
         }
         is_written &= self.certificate.settle(&mut self.present).await;
@@ -423,6 +428,28 @@ impl Operator {
         failed
             .iter()
             .all(|e| matches!(e, deliver::WriteError::NameConflict { .. }))
+    }
+
+    /// Deletes shards that their sets have no more, once the rest of the set is what it is to be.
+    async fn delete_surplus(&mut self, surplus: Vec<Surplus>) -> bool {
+        let mut is_done = true;
+        for shard in surplus {
+            // What was not written is written again, and then this is done.
+            if !shard.is_replaced(&self.present) {
+                continue;
+            }
+            match self.writer.delete(&shard.place).await {
+                Ok(()) => {
+                    tracing::info!(object = %shard.place, "deleted: its set has fewer shards");
+                    self.present.remove(&shard.place);
+                }
+                Err(error) => {
+                    is_done = false;
+                    tracing::warn!(error = %Chain(&error), "not deleted");
+                }
+            }
+        }
+        is_done
     }
 
     /// Deletes what nobody has asked for in a while.
@@ -624,7 +651,7 @@ impl Operator {
                     endpoints: endpoints.get(namespace)?.revision.clone(),
                     trust: trust.clone(),
                     credentials: self.output.credentials.get(&reference).and_then(|credentials| {
-                        let is_known = credentials.is_complete;
+                        let is_known = credentials.is_complete && pod.mounts.credentials != Some(0);
                         is_known.then(|| credentials.revision.clone())
                     }),
                 };

@@ -450,9 +450,8 @@ async fn nothing_is_written_until_every_kind_is_listed_and_then_in_order() {
     assert_eq!(root[0].path, "/api/v1/namespaces/weft-system/secrets");
 }
 
-// spec: DLV-053, DLV-101
-#[tokio::test]
-async fn pods_are_told_of_nothing_that_is_not_written() {
+/// The key of the shop's workload.
+fn cart_key() -> String {
     let shape = PodShape {
         namespace: "shop",
         workload: "cart",
@@ -465,7 +464,78 @@ async fn pods_are_told_of_nothing_that_is_not_written() {
         template: Template::Sidecar,
         ignored_labels: &[],
     };
-    let key = KeyInputs::new(&shape).key();
+    KeyInputs::new(&shape).key()
+}
+
+// spec: DLV-037, DLV-028
+#[tokio::test]
+async fn a_pod_with_fewer_shards_has_the_endpoints_in_these_and_the_others_go_before_it_is_told() {
+    let names = [0, 1].map(|n| weft_bundle::key::endpoints_name("default", "shop", n));
+    let labels = json!({"weft.dev/managed": "true", "weft.dev/rev": "default"});
+    let two = names.clone().map(|name| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels}, "data": {"ep-0.json": "of two"}})
+    });
+    let running = json!({
+        "metadata": {"name": "cart-1", "namespace": "shop", "uid": "p1", "labels": {"app": "cart"},
+            "annotations": {"weft.dev/config-key": cart_key(), "weft.dev/status": "{\"epShards\": 1}"}},
+        "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+        "status": {"podIP": "10.0.0.1", "phase": "Running"},
+    });
+    let (accept, accepting) = watch::channel(false);
+    let (api, address) = Api::start(move |seen| {
+        if seen.method == Method::DELETE && !*accepting.borrow() {
+            return Some(refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"));
+        }
+        if seen.is_write() || seen.query.contains("watch=") {
+            return None;
+        }
+        match seen.path.as_str() {
+            "/api/v1/configmaps" => Some(list(&two)),
+            "/api/v1/pods" => Some(list(std::slice::from_ref(&running))),
+            path => shop(path),
+        }
+    })
+    .await;
+    let targets = watch::Sender::new(Targets::new());
+    let told = targets.subscribe();
+    let operator = operator_with(address, targets);
+    let path = |n: usize| format!("/api/v1/namespaces/shop/configmaps/{}", names[n]);
+    let deletions = || {
+        let writes = api.writes().into_iter();
+        let deleted = writes.filter(|s| s.method == Method::DELETE);
+        deleted.map(|s| s.path).collect::<Vec<_>>()
+    };
+    eventually("the deletion is tried again", || deletions().len() > 1).await;
+    assert!(told.borrow().is_empty(), "the pod would hold what is new");
+    accept.send_replace(true);
+    eventually("the pod is told", || told.borrow().contains_key(&pod("cart-1"))).await;
+    operator.abort();
+    assert!(
+        deletions().iter().all(|deleted| *deleted == path(1)),
+        "{:?}",
+        deletions()
+    );
+    let writes = api.writes();
+    let written: Vec<_> = writes.iter().filter(|s| s.method == Method::PATCH).collect();
+    assert!(
+        written.iter().all(|s| s.path != path(1)),
+        "nothing is in the second one"
+    );
+    let first = writes
+        .iter()
+        .position(|s| s.method == Method::PATCH && s.path == path(0));
+    let deleted = writes.iter().position(|s| s.method == Method::DELETE);
+    assert!(first.expect("written") < deleted.expect("deleted"));
+    let applied = written.iter().rfind(|s| s.path == path(0)).expect("written");
+    let manifest = applied.body["data"]["ep-0.json"].as_str().expect("a manifest");
+    assert!(manifest.contains("\"shards\":1"), "{manifest}");
+}
+
+// spec: DLV-053, DLV-101
+#[tokio::test]
+async fn pods_are_told_of_nothing_that_is_not_written() {
+    let key = cart_key();
     let written = format!("/weft-cfg-{key}-0");
     let running = json!({
         "metadata": {"name": "cart-1", "namespace": "shop", "uid": "p1", "labels": {"app": "cart"},

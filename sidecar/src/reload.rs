@@ -1,7 +1,7 @@
 //! Adopts what the volumes hold: configuration, endpoints, identity, each on its own, all or nothing, the last good
 //! one staying until a better one is there (spec: delivery.md D and G, identity.md 11).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
-use weft_bundle::load::{self, LoadedEndpoints, Reason, Rejected, Stored, StoredEndpoints};
+use weft_bundle::load::{self, LoadedEndpoints, Reason, Rejected, Stored};
 use weft_bundle::model::{Cluster, Config, EndpointTable};
 use weft_bundle::pace::breathe;
-use weft_bundle::pack::{self, Files, TARGET_FILE};
+use weft_bundle::pack::{self, Files, MAX_SHARDS, TARGET_FILE};
 use weft_bundle::volume;
-use weft_bundle::wire::{Manifest, Target};
+use weft_bundle::wire::{EndpointsManifest, Manifest, Target};
 
 use crate::io::is_shortage;
 use crate::shared::{Shared, Snapshot};
@@ -132,6 +132,8 @@ struct Inner {
     /// What the identity in force was made with.
     identity_trust: Option<MeshTrust>,
     shards: BTreeMap<usize, LoadedEndpoints>,
+    /// Manifests of the endpoints in force, in order.
+    endpoints: Vec<EndpointsManifest>,
     refused: Option<String>,
     /// Manifest of the configuration in force.
     manifest: Option<Manifest>,
@@ -510,36 +512,37 @@ impl Reload {
         self.store_copy(inner, files);
     }
 
-    /// Each shard is judged by itself (DLV-027); one that vanishes keeps its last content (DLV-028).
+    /// Each shard is judged by itself (DLV-027); one that vanishes keeps its last content, unless those that are there state
+    /// a smaller number (DLV-028).
     fn adopt_endpoints(&self, inner: &mut Inner, files: &Files) {
-        let mut changed = false;
+        let mut stated = BTreeSet::new();
         for n in 0..MAX_SHARDS {
             // By the whole manifest: one without hosts has the same content whatever the number of shards is.
             let known = inner.shards.get(&n).map(|shard| &shard.manifest);
-            let stored = load::stored_endpoints(files, n);
-            let new = stored.map(|stored| stored.filter(|stored| known != Some(&stored.manifest)));
-            match new.and_then(|new| new.map(StoredEndpoints::read).transpose()) {
-                Ok(Some(loaded)) => {
-                    inner.shards.insert(n, loaded);
-                    changed = true;
+            let new = load::stored_endpoints(files, n).and_then(|stored| {
+                let Some(stored) = stored else { return Ok(None) };
+                let number = stored.manifest.shards as usize;
+                let is_new = known != Some(&stored.manifest);
+                let loaded = is_new.then(|| stored.read()).transpose()?;
+                Ok(Some((number, loaded)))
+            });
+            match new {
+                Ok(Some((number, loaded))) => {
+                    stated.insert(number);
+                    inner.shards.extend(loaded.map(|loaded| (n, loaded)));
                 }
                 Ok(None) => {}
                 Err(rejected) => self.count_rejected(inner, &rejected),
             }
         }
-        if !changed {
+        // Shards that name different numbers are held until they agree, because hosts move between them.
+        let (Some(&count), 1) = (stated.first(), stated.len()) else {
             return;
-        }
-        let count = inner
-            .shards
-            .values()
-            .map(|s| s.manifest.shards as usize)
-            .max()
-            .unwrap_or(0);
-        // Shards that name different numbers are held until they agree, because hosts move between them (DLV-028).
-        let agree = inner.shards.values().all(|s| s.manifest.shards as usize == count);
-        let complete = agree && (0..count).all(|n| inner.shards.contains_key(&n));
-        if !complete {
+        };
+        let set = inner.shards.range(..count);
+        let manifests: Vec<_> = set.map(|(_, shard)| shard.manifest.clone()).collect();
+        let agree = manifests.iter().all(|manifest| manifest.shards as usize == count);
+        if !agree || manifests.len() != count || manifests == inner.endpoints {
             return;
         }
         inner.shards.retain(|n, _| *n < count);
@@ -547,7 +550,8 @@ impl Reload {
         let before = self.shared.endpoints.load_full();
         let table = EndpointTable::new(&shards, Some(&before));
         self.shared.endpoints.store(Arc::new(table));
-        let revision = load::endpoints_revision(inner.shards.values().map(|s| &s.manifest));
+        let revision = load::endpoints_revision(&manifests);
+        inner.endpoints = manifests;
         info!(revision, shards = count, "endpoints activated");
         let mut report = self.lock_report();
         report.endpoints = Some(revision);
@@ -808,4 +812,3 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Niceness of reading: what is urgent is requests.
 const NICE: i32 = 10;
 const RETRY_LIMIT: Duration = Duration::from_secs(10);
-const MAX_SHARDS: usize = 8;

@@ -545,6 +545,81 @@ fn endpoints_are_complete_at_start_and_keep_what_vanishes_or_disagrees() {
     wait_for("the other application", || pod.call() == Some(203));
 }
 
+// spec: DLV-037, DLV-028, DLV-081
+#[test]
+fn endpoints_of_one_shard_are_enough_and_the_number_grows_and_shrinks() {
+    let answering = |status: u16| App::answering(move |_| format!("HTTP/1.1 {status} Of\r\nContent-Length: 0\r\n\r\n"));
+    let apps = [201, 202, 203, 204].map(answering);
+    let packed = |app: &App, shards: usize| {
+        let host = HostInput {
+            host: "echo.app.svc.cluster.local".into(),
+            accounts: vec!["app/echo".into()],
+            endpoints: vec![endpoint(app.address)],
+        };
+        let limits = Limits {
+            endpoint_shards: shards,
+            ..Limits::default()
+        };
+        pack::endpoints([&host], &Default::default(), &limits)
+            .expect("packed")
+            .shards
+    };
+    let pod = Pod::empty();
+    let put = |shard: &Files| shard.iter().for_each(|(name, bytes)| pod.volumes.spoil(name, bytes));
+    let remove = |shard: &Files| shard.keys().for_each(|name| pod.volumes.remove(name));
+    pod.volumes.configure(&limited(1));
+    let one = packed(&apps[0], 1);
+    put(&one[0]);
+    let proxy = pod.start(&[]).ready();
+    assert_eq!(pod.call(), Some(201));
+    // Volumes are read: the next configuration is in force.
+    let turns = std::cell::Cell::new(1);
+    let read = || {
+        turns.set(turns.get() + 1);
+        proxy.wait_for_config(&pod.volumes.configure(&limited(turns.get())));
+    };
+    // Two of them: both have to be there.
+    let two = packed(&apps[1], 2);
+    for shard in [&two[1], &two[0]] {
+        read();
+        assert_eq!(pod.call(), Some(201));
+        put(shard);
+    }
+    wait_for("both shards", || pod.call() == Some(202));
+    // One again: it counts once the other is gone.
+    let one = packed(&apps[2], 1);
+    put(&one[0]);
+    read();
+    assert_eq!(pod.call(), Some(202), "the second shard still says two");
+    remove(&two[1]);
+    wait_for("one shard", || pod.call() == Some(203));
+    // What was dropped does not complete another set.
+    let two = packed(&apps[3], 2);
+    put(&two[0]);
+    read();
+    assert_eq!(pod.call(), Some(203));
+    put(&two[1]);
+    wait_for("both shards again", || pod.call() == Some(204));
+    // Nothing at all: what was there stays.
+    two.iter().for_each(remove);
+    read();
+    assert_eq!(pod.call(), Some(204));
+    drop(proxy);
+    // Nor does a new proxy begin with what is left of two.
+    put(&one[0]);
+    put(&two[1]);
+    std::fs::remove_dir_all(pod.volumes.path("state").join("lkg")).ok();
+    let proxy = pod.start(&[]);
+    wait_for("what is missing", || {
+        proxy
+            .ask("GET", 15021, "/healthz/ready")
+            .is_some_and(|answer| answer.text().starts_with("no endpoints"))
+    });
+    remove(&two[1]);
+    let _proxy = proxy.ready();
+    assert_eq!(pod.call(), Some(203));
+}
+
 // spec: INJ-102, LIFE-010
 #[test]
 fn without_configuration_it_says_so_now_and_then_and_opens_no_listener() {

@@ -9,6 +9,7 @@ use weft_bundle::key::{
     self, CONFIG_KEY_ANNOTATION, ContainerPort, InterceptionMode, KeyInputs, Owner, PodShape, STATUS_ANNOTATION,
     Template,
 };
+use weft_bundle::pack::credential_shards;
 
 use crate::annotations::{Overrides, Violation};
 use crate::config::{InjectConfig, NativeSidecar};
@@ -276,10 +277,8 @@ impl<'a> Plan<'a> {
 
     /// Secrets of credentials that the pod mounts (DLV-151).
     fn tls_shards(&self) -> usize {
-        self.config.tls_shards.unwrap_or(match self.template() {
-            Template::Gateway => 4,
-            Template::Sidecar => 1,
-        })
+        let default = || credential_shards(self.template());
+        self.config.tls_shards.unwrap_or_else(default)
     }
 
     /// Whether an init container sets or checks the redirect (INJ-055, INJ-187).

@@ -553,6 +553,25 @@ fn a_broken_endpoint_shard_is_rejected_alone() {
     assert!(endpoints(&files, 1 - n).expect("the other one").is_some());
 }
 
+// spec: DLV-028
+#[test]
+fn a_shard_beyond_the_number_that_it_states_is_none() {
+    let packed = pack::endpoints(&[host("a", "10.0.0.1")], &Places::default(), &Limits::default()).expect("pack");
+    let stating = |number: u32| {
+        let mut files = merged(&packed.shards);
+        let text = String::from_utf8(files["ep-1.json"].clone()).expect("JSON");
+        let stated = text.replace("\"shards\":2", &format!("\"shards\":{number}"));
+        files.insert("ep-1.json".to_owned(), stated.into_bytes());
+        endpoints(&files, 1)
+    };
+    for number in [0, 1, 9, u32::MAX] {
+        let error = stating(number).expect_err("no such shard");
+        assert_eq!((error.reason, error.file.as_str()), (Reason::Invalid, "ep-1.json"));
+        assert!(error.message.contains(&number.to_string()), "{error}");
+    }
+    assert!(stating(2).expect("good").is_some() && stating(8).expect("good").is_some());
+}
+
 proptest::proptest! {
     // spec: DLV-023
     #[test]

@@ -180,6 +180,71 @@ fn liveness_and_startup_restart_what_does_not_answer() {
     });
 }
 
+// spec: DLV-037, DLV-028, DLV-151
+#[test]
+fn endpoints_follow_the_pods_when_the_number_of_shards_is_changed() {
+    let settings = |shards: u32| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: weft-injector, namespace: weft-system}}\ndata:\n  values: \
+             '{{delivery: {{epShards: {shards}, tlsShards: 0}}}}'\n"
+        )
+    };
+    let container = "{name: main, image: none, command: [sleep, '1000']}";
+    let run = Run::start(
+        Way::Namespaces,
+        &[
+            ("settings.yaml", &settings(1)),
+            ("first.yaml", &pod("first", container)),
+        ],
+        &[],
+    )
+    .ready();
+    let shards = |name: &str| {
+        let volume = run.state().join(format!("pods/app_{name}/volumes/weft-config"));
+        let files = weft_bundle::volume::read(&volume).expect("a volume").files;
+        files
+            .keys()
+            .filter(|name| name.starts_with("ep-") && name.ends_with(".json"))
+            .count()
+    };
+    let ready = |name: &str| {
+        run.wait_for("readiness", || {
+            (run.pods(&format!("app/{name}")).first()?["ready"] == true).then_some(())
+        });
+    };
+    ready("first");
+    assert_eq!(shards("first"), 1);
+    // A pod that mounts more follows the one that mounts fewer.
+    run.save("settings.yaml", &settings(3));
+    run.wait_for_line("applied ConfigMap weft-system/weft-injector");
+    run.save("second.yaml", &pod("second", container));
+    run.wait_for("the second pod", || (!run.pods("app/second").is_empty()).then_some(()));
+    ready("second");
+    assert_eq!((shards("first"), shards("second")), (1, 1));
+    run.remove("first.yaml");
+    run.wait_for("the first one to be gone", || {
+        run.pods("app/first").is_empty().then_some(())
+    });
+    run.wait_for("three shards", || (shards("second") == 3).then_some(()));
+    run.wait_for("their activation", || {
+        let log = run.say("logs", &["app/second", "-c", "weft-proxy"]);
+        log.lines()
+            .any(|line| line.contains("endpoints activated") && line.contains("shards=3"))
+            .then_some(())
+    });
+    // And back again, with a new pod.
+    run.save("settings.yaml", &settings(2));
+    run.wait_for("the setting", || {
+        (run.log().matches("applied ConfigMap weft-system/weft-injector").count() >= 2).then_some(())
+    });
+    run.save("third.yaml", &pod("third", container));
+    run.wait_for("the third pod", || (!run.pods("app/third").is_empty()).then_some(()));
+    ready("third");
+    assert_eq!((shards("second"), shards("third")), (2, 2));
+    run.save("settings.yaml", &settings(9));
+    run.wait_for_line("delivery.epShards: 9 is out of range; must be 1 to 8");
+}
+
 // spec: LOC-010, LOC-016
 #[test]
 fn init_containers_run_in_order_behind_the_redirect_and_the_sidecar() {

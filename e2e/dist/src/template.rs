@@ -9,6 +9,7 @@
 //! | `#@ if-is PATH VALUE` | the lines, if the default is this text | `{{- if eq }}` |
 //! | `#@ base-only` | the file | nothing |
 //! | `key: DEFAULT #= PATH` | the default, which must be the value's | the value |
+//! | `key: "DEFAULT" #= quoted PATH` | the default, a number, as text | `quote` |
 //! | `key: DEFAULT #= optional PATH` | nothing where the default is empty | `{{- with }}` |
 //! | `key: A,B #= join PATH` | the default's elements with commas between them | `join` |
 //! | `key: #= yaml PATH` | the default as YAML, nothing where it is empty | `toYaml` |
@@ -196,6 +197,14 @@ fn render_line(line: &str, values: &Value, form: Form, out: &mut String) -> Resu
                 Form::Template => writeln!(out, "{key}: {{{{ join \",\" .Values.{path} | quote }}}}")?,
             }
         }
+        "quoted" => {
+            let (key, _) = before.split_once(':').context("needs a key")?;
+            same(before, &Value::from(default(values, path)?.to_string()))?;
+            match form {
+                Form::Plain => writeln!(out, "{before}")?,
+                Form::Template => writeln!(out, "{key}: {{{{ .Values.{path} | quote }}}}")?,
+            }
+        }
         "" => {
             let (key, _) = before.split_once(':').context("needs a key")?;
             same(before, default(values, path)?)?;
@@ -316,6 +325,15 @@ mod tests {
         let (plain, template) = both("replicas: 2 #= a.replicas\n");
         assert_eq!(plain, "replicas: 2\n");
         assert_eq!(template, "replicas: {{ .Values.a.replicas }}\n");
+    }
+
+    #[test]
+    fn a_number_that_has_to_be_text_is_quoted() {
+        let (plain, template) = both("value: \"2\" #= quoted a.replicas\n");
+        assert_eq!(plain, "value: \"2\"\n");
+        assert_eq!(template, "value: {{ .Values.a.replicas | quote }}\n");
+        let error = render("value: 2 #= quoted a.replicas\n", &values(), Form::Plain).expect_err("a number");
+        assert!(format!("{error:#}").contains("the default in values.yaml is"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::pem;
 use weft_bundle::wire::{CredentialKind, Host, UpstreamCredential, UpstreamTls};
 
+use super::mounts::{Narrowest, Volumes};
 use super::{ConfigRef, Output, Shared, View, gateway};
 use crate::world::{Credential, Kind, ObjectRef, World};
 
@@ -60,6 +61,20 @@ impl Named {
         for of in self.of {
             if !other.of.contains(&of) {
                 other.of.push(of);
+            }
+        }
+    }
+
+    /// Tells those who name it why it is of no use.
+    fn report(&self, reason: &'static str, why: &str, output: &mut Output) {
+        for of in &self.of {
+            let (namers, fail) = match of.kind {
+                Kind::Gateway => ("servers name", "their handshakes fail"),
+                _ => ("trafficPolicy.tls names", "its requests fail"),
+            };
+            if let Some(report) = output.reports.get_mut(of) {
+                let message = format!("{}, which {namers}, {why}: {fail}", self.source);
+                report.unresolved.get_or_insert((reason, message));
             }
         }
     }
@@ -210,6 +225,7 @@ impl Credentials {
         &mut self,
         shared: &Shared<'_>,
         keys: impl Iterator<Item = (&'a Arc<KeyInputs>, &'a View)>,
+        narrowest: &Narrowest,
         output: &mut Output,
     ) {
         let mut in_use = BTreeSet::new();
@@ -232,11 +248,19 @@ impl Credentials {
             if named.is_empty() {
                 continue;
             }
-            let rendered = self.copy(shared.world, inputs, &named, output, &mut in_use);
             let reference = ConfigRef {
                 namespace: inputs.namespace.clone(),
                 key: inputs.key(),
             };
+            let volumes = narrowest.credentials(&reference);
+            if volumes.some_without {
+                report_without(&named, inputs, volumes, output);
+            }
+            // A copy that no pod mounts is of no use, and holds keys.
+            if volumes.some_without && volumes.smallest.is_none() {
+                continue;
+            }
+            let rendered = self.copy(shared.world, inputs, &named, volumes, output, &mut in_use);
             output.credentials.insert(reference, rendered);
         }
         self.seen.retain(|id, _| in_use.contains(id));
@@ -248,10 +272,11 @@ impl Credentials {
         world: &World,
         inputs: &KeyInputs,
         all: &[Named],
+        volumes: Volumes,
         output: &mut Output,
         in_use: &mut BTreeSet<ObjectRef>,
     ) -> RenderedCredentials {
-        let mut shards = Shards::new(&world.settings.limits, inputs.template);
+        let mut shards = Shards::new(&world.settings.limits, inputs.template, volumes);
         let mut is_complete = true;
         for named in all {
             let mut look = |id: ObjectRef| {
@@ -295,16 +320,7 @@ impl Credentials {
             let Some((reason, why)) = problem.flatten() else {
                 continue;
             };
-            for of in &named.of {
-                let (namers, fail) = match of.kind {
-                    Kind::Gateway => ("servers name", "their handshakes fail"),
-                    _ => ("trafficPolicy.tls names", "its requests fail"),
-                };
-                if let Some(report) = output.reports.get_mut(of) {
-                    let message = format!("{}, which {namers}, {why}: {fail}", named.source);
-                    report.unresolved.get_or_insert((reason, message));
-                }
-            }
+            named.report(reason, &why, output);
         }
         shards.finish(is_complete)
     }
@@ -326,6 +342,20 @@ impl Credentials {
         };
         Found::There(checked)
     }
+}
+
+/// Pods that were created with `delivery.tlsShards: 0` have no volume for what is named (BYD-061).
+fn report_without(all: &[Named], inputs: &KeyInputs, volumes: Volumes, output: &mut Output) {
+    let which = match volumes.smallest {
+        Some(_) => "some pods",
+        None => "the pods",
+    };
+    let why = format!(
+        "is out of reach of {which} of {}/{}, which were created with delivery.tlsShards: 0 and mount no credentials \
+         (set it to 1 or more and create them anew)",
+        inputs.namespace, inputs.workload
+    );
+    all.iter().for_each(|named| named.report("NotMounted", &why, output));
 }
 
 enum Found {
@@ -418,13 +448,14 @@ struct Shards {
 }
 
 impl Shards {
-    /// As many as pods mount (DLV-151).
-    fn new(limits: &Limits, template: Template) -> Self {
+    /// As many as each pod mounts that mounts any (DLV-151).
+    fn new(limits: &Limits, template: Template, volumes: Volumes) -> Self {
+        let without_pods = || match template {
+            Template::Gateway => limits.credential_shards.max(1),
+            Template::Sidecar => pack::credential_shards(template),
+        };
         Self {
-            most: match template {
-                Template::Gateway => limits.credential_shards.max(1),
-                Template::Sidecar => 1,
-            },
+            most: volumes.smallest.unwrap_or_else(without_pods),
             room: limits.shard,
             all: vec![Default::default()],
         }

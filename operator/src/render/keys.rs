@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodTemplateSpec};
 use weft_bundle::key::{KeyInputs, STATUS_ANNOTATION};
 
-use super::{ConfigRef, IdentityRef, Output, PodFacts};
+use super::{ConfigRef, IdentityRef, Mounts, Output, PodFacts};
 use crate::world::{ObjectRef, World, pod};
 
 type Id = (String, String);
@@ -176,6 +176,7 @@ fn facts(pod: &Pod, key: &str) -> PodFacts {
         .as_ref()
         .and_then(|s| s.get("statusPort"))
         .and_then(serde_json::Value::as_u64);
+    let ended = matches!(phase, "Succeeded" | "Failed");
     PodFacts {
         key: key.to_owned(),
         address: address(pod),
@@ -184,7 +185,9 @@ fn facts(pod: &Pod, key: &str) -> PodFacts {
             .filter(|p| *p > 0)
             .unwrap_or(15020),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        running: pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()) && !matches!(phase, "Succeeded" | "Failed"),
+        running: pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()) && !ended,
+        ended,
+        mounts: Mounts::read(injected.as_ref()),
     }
 }
 

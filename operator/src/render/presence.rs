@@ -10,6 +10,7 @@ use weft_crds::destination_rule::{TrafficPolicy, ZoneAwareLoadBalancerSetting};
 use weft_crds::{PeerAuthentication, ServiceEntry, WorkloadEntry};
 
 use super::endpoint::{self, Members, Pods};
+use super::mounts::Narrowest;
 use super::scope::Imports;
 use super::service::Registered;
 use super::{Output, RenderFailure, RenderedEndpoints, Shared, View, same};
@@ -75,7 +76,7 @@ impl Presence {
     }
 
     /// Renders the endpoints of all meshed namespaces.
-    pub(super) fn render(&mut self, shared: &Shared<'_>, output: &mut Output) {
+    pub(super) fn render(&mut self, shared: &Shared<'_>, narrowest: &Narrowest, output: &mut Output) {
         let world = shared.world;
         let localities = endpoint::localities(world);
         if localities != *self.localities {
@@ -102,7 +103,11 @@ impl Presence {
             });
             let inputs = inputs.collect();
             let work = &mut output.work.namespaces;
-            match self.namespace(namespace, inputs, counts_proxies, &world.settings.limits, work) {
+            let limits = pack::Limits {
+                endpoint_shards: narrowest.endpoints(namespace, &world.settings.limits),
+                ..world.settings.limits
+            };
+            match self.namespace(namespace, inputs, counts_proxies, &limits, work) {
                 Ok(rendered) => drop(output.endpoints.insert(namespace.clone(), rendered)),
                 Err(message) => output.failures.push(RenderFailure {
                     namespace: namespace.clone(),

@@ -84,8 +84,12 @@ impl Run {
 
     /// What the operator would write as ConfigMaps and Secrets.
     pub(super) fn fill_contents(&mut self) {
-        let is_copy = |kind: ContentKind, name: &str| kind == ContentKind::Secret && name.starts_with("weft-tls-");
-        self.contents.retain(|(kind, _, name), _| !is_copy(*kind, name));
+        // Sets of shards are as large as their pods make them.
+        let is_spread = |kind: ContentKind, name: &str| match kind {
+            ContentKind::Secret => name.starts_with("weft-tls-"),
+            ContentKind::ConfigMap => name.starts_with("weft-ep-"),
+        };
+        self.contents.retain(|(kind, _, name), _| !is_spread(*kind, name));
         let mut put = |kind, namespace: &str, name: String, files: Files| {
             self.contents.insert((kind, namespace.to_owned(), name), files);
         };

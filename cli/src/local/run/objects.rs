@@ -88,13 +88,27 @@ impl Run {
 
     /// Injection follows the mesh config as the webhook does; one that is not valid changes nothing (LOC-009).
     fn configure_injection(&mut self) {
-        let id = (ContentKind::ConfigMap, "weft-system".to_owned(), "weft".to_owned());
-        let text = self.contents.get(&id).and_then(|files| files.get("mesh"));
-        let text = text
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-            .unwrap_or_default();
-        match InjectConfig::parse("", &format!("proxy: {{image: {}}}", self.inject.image), &text) {
+        let text = |map: &str, key: &str| {
+            let id = (ContentKind::ConfigMap, "weft-system".to_owned(), map.to_owned());
+            let bytes = self.contents.get(&id).and_then(|files| files.get(key));
+            bytes
+                .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+                .unwrap_or_default()
+        };
+        let image = format!("proxy: {{image: {}}}", self.inject.image);
+        // Of the settings of an installation, those count that have a meaning here.
+        let shards = match InjectConfig::parse(&image, &text("weft-injector", "values"), "") {
+            Ok(values) => (values.cfg_shards, values.ep_shards, values.tls_shards),
+            Err(e) => {
+                self.output.note(&format!(
+                    "ConfigMap weft-system/weft-injector, key values: {e}; the last good one counts"
+                ));
+                (self.inject.cfg_shards, self.inject.ep_shards, self.inject.tls_shards)
+            }
+        };
+        match InjectConfig::parse("", &image, &text("weft", "mesh")) {
             Ok(mut config) => {
+                (config.cfg_shards, config.ep_shards, config.tls_shards) = shards;
                 if let Some(domain) = &self.options.trust_domain {
                     config.mesh.trust_domain.clone_from(domain);
                 }
@@ -144,8 +158,9 @@ impl Run {
                 self.applied.insert(id.clone(), value);
             }
         }
-        let is_mesh_config =
-            |(kind, namespace, name): &&Id| kind == "ConfigMap" && namespace == "weft-system" && name == "weft";
+        let is_mesh_config = |(kind, namespace, name): &&Id| {
+            kind == "ConfigMap" && namespace == "weft-system" && ["weft", "weft-injector"].contains(&name.as_str())
+        };
         if changes
             .applied
             .iter()

@@ -519,3 +519,89 @@ fn what_a_rule_names_and_is_not_there_is_told_at_the_rule() {
     assert_eq!(report(&output, "app/r").unresolved, None, "the one beside it is enough");
     assert_eq!(copied(&output, "app/client").expect("a copy").len(), 2);
 }
+
+/// Pods `edge/ingress-N`, with the number of Secrets that they mount.
+fn ingress_pods(stage: &mut Stage, shards: &[&str]) {
+    let output = stage.render();
+    let of = |reference: &&ConfigRef| reference.namespace == "edge";
+    let key = &output.configs.keys().find(of).expect("rendered").key;
+    for (n, shards) in shards.iter().enumerate() {
+        let status = format!("{{\"tlsShards\": {shards}}}");
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("ingress-5d8f-{n}"),
+            "namespace": "edge", "labels": {"istio": "in", "sidecar.istio.io/inject": "true", "pod-template-hash": "5d8f"},
+            "annotations": {"weft.dev/config-key": key, "weft.dev/status": status,
+                "inject.istio.io/templates": "gateway"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "ingress-5d8f", "uid": "u",
+                "controller": true}]},
+            "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]}, "status": {"phase": "Running"}});
+        let Read::Object(object) = object(&pod, "weft-system").expect("readable") else {
+            panic!("of no use");
+        };
+        stage.store.apply(Event::Apply(object));
+    }
+    assert_eq!(stage.render().pods.len(), shards.len(), "they are users of the key");
+}
+
+// spec: DLV-151, DLV-032, BYD-061
+#[test]
+fn credentials_are_in_as_many_secrets_as_the_narrowest_pod_mounts() {
+    let pairs = [pair("a"), pair("b"), pair("c")];
+    let room = pairs.iter().map(|(chain, key)| chain.len() + key.len() + 100).max();
+    let of = |shards: &[&str]| {
+        let mut settings = Settings::default();
+        // Room for one in each Secret.
+        settings.limits.shard = room.expect("three");
+        let names = ["a", "b", "c"].map(|name| format!("mode: SIMPLE, credentialName: {name}"));
+        let gateways: String = names
+            .iter()
+            .enumerate()
+            .map(|(n, tls)| gateway(3 - n as u32, &format!("g{n}"), &[tls]))
+            .collect();
+        let mut stage = Stage::new(&gateways).with(settings);
+        for (name, (chain, key)) in ["a", "b", "c"].iter().zip(&pairs) {
+            stage.secret(&format!("edge/{name}"), Some(&[("tls.crt", chain), ("tls.key", key)]));
+        }
+        ingress_pods(&mut stage, shards);
+        stage.render()
+    };
+    let told = |output: &Output, name: &str| {
+        let report = &output.reports[&source(Kind::Gateway, &format!("app/{name}"))];
+        report.unresolved.clone()
+    };
+    for (pods, expected) in [
+        (&["3"][..], 3),
+        (&["4", "2"], 2),
+        (&["8", "1"], 1),
+        (&["9"], 3),
+        (&["\"1\""], 3),
+    ] {
+        let output = of(pods);
+        assert_eq!(credentials(&output).shards.len(), expected, "{pods:?}");
+        let kept = (0..3)
+            .map(|n| told(&output, &format!("g{n}")))
+            .filter(Option::is_none)
+            .count();
+        assert_eq!(kept, expected, "{pods:?}");
+    }
+    // Without a volume there is nothing to write, and whoever names a Secret is told.
+    let none = of(&["0", "0"]);
+    assert!(none.credentials.is_empty());
+    let (reason, why) = told(&none, "g1").expect("told");
+    assert_eq!(reason, "NotMounted");
+    for part in [
+        "Secret edge/b",
+        "the pods of edge/ingress",
+        "delivery.tlsShards",
+        "handshakes fail",
+    ] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    // Those that have one are served.
+    let some = of(&["0", "2"]);
+    assert_eq!(credentials(&some).shards.len(), 2);
+    let (reason, why) = told(&some, "g0").expect("told");
+    assert!(
+        reason == "NotMounted" && why.contains("some pods of edge/ingress"),
+        "{why}"
+    );
+}
