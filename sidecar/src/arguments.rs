@@ -1,7 +1,10 @@
 //! Arguments and environment of the proxy's subcommands (LIFE-006, LIFE-007, LIFE-097).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
+
+use crate::telemetry::budget;
 
 /// The proxy beside each workload.
 #[derive(Debug, clap::Parser)]
@@ -107,6 +110,9 @@ pub struct Run {
     /// Worker threads; 0: one for each CPU
     #[arg(long, env = "WEFT_CONCURRENCY")]
     pub concurrency: Option<usize>,
+    /// Label sets that each metric has of its own; 500 in sidecars and 10000 in gateways unless set
+    #[arg(long, env = "WEFT_MAX_SERIES_PER_METRIC")]
+    pub max_series_per_metric: Option<NonZeroUsize>,
     /// Name of the pod
     #[arg(long, env = "POD_NAME", default_value = "")]
     pub pod_name: String,
@@ -256,6 +262,15 @@ impl Run {
         self.dns_capture && self.is_redirected() && self.interception_mode != Interception::None
     }
 
+    /// Label sets that each metric has of its own (BYD-035).
+    #[must_use]
+    pub fn most_series(&self) -> NonZeroUsize {
+        self.max_series_per_metric.unwrap_or(match self.form {
+            Form::Sidecar => budget::OF_SIDECARS,
+            Form::Gateway => budget::OF_GATEWAYS,
+        })
+    }
+
     /// Worker threads (LIFE-084).
     #[must_use]
     pub fn workers(&self) -> usize {
@@ -396,6 +411,15 @@ mod tests {
             Command::Run(run) => run,
             other => panic!("{other:?}"),
         }
+    }
+
+    // spec: BYD-035, CARD-002
+    #[test]
+    fn a_metric_has_as_many_label_sets_as_are_stated_else_as_the_form_needs() {
+        let most = |arguments: &[&str]| run(arguments).most_series().get();
+        assert_eq!((most(&[]), most(&["gateway"])), (500, 10_000));
+        let stated = ["--max-series-per-metric", "7"];
+        assert_eq!((most(&stated), most(&[&["gateway"], &stated[..]].concat())), (7, 7));
     }
 
     // spec: LIFE-084

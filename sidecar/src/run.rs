@@ -43,7 +43,8 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         crate::io::try_transparent().context("interception mode TPROXY needs the capability NET_ADMIN")?;
     }
     let settings = settings(arguments);
-    let telemetry = Arc::new(Telemetry::new(settings.workers, &arguments.cluster_id));
+    let telemetry = Telemetry::new(settings.workers, &arguments.cluster_id, arguments.most_series());
+    let telemetry = Arc::new(telemetry);
     let shared = Arc::new(Shared::new(settings, telemetry.clone()));
     let volumes = Volumes {
         config: arguments.config_dir.clone(),
@@ -162,6 +163,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
     status.listening.store(true, Ordering::Release);
     let watching = tokio::spawn(watch_readiness(status.clone(), begun));
     let configured = tokio::spawn(follow_configuration(shared.clone()));
+    let tended = tokio::spawn(tend_telemetry(shared.clone()));
 
     let stop = loop {
         tokio::select! {
@@ -187,6 +189,7 @@ async fn serve(arguments: &Run, log: LogControl) -> anyhow::Result<ExitCode> {
         _ = abort.recv() => Some(3),
     };
     configured.abort();
+    tended.abort();
     watching.abort();
     shared.drain.send_replace(DrainPhase::Closing);
     if second.is_none() && stop != Stop::Quit {
@@ -245,6 +248,14 @@ const REST: Duration = Duration::from_secs(5);
 
 /// Hands the access log's settings of each configuration to telemetry, and looks at memory. Parsing takes several times the
 /// memory of what it results in.
+async fn tend_telemetry(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(TEND).await;
+        let endpoints = shared.endpoints.load_full();
+        shared.telemetry.tend(tokio::time::Instant::now(), &endpoints);
+    }
+}
+
 async fn follow_configuration(shared: Arc<Shared>) {
     let mut revision = None;
     let mut endpoints = None;
@@ -457,6 +468,8 @@ const LOST_LISTENER: u8 = 3;
 /// What a process has left that is told to end after a drain.
 const LAST_SECOND: Duration = Duration::from_secs(1);
 
+/// How often series are looked after.
+const TEND: Duration = Duration::from_secs(5);
 /// Pause before a port that somebody else holds is tried again.
 const PORT_PAUSE: Duration = Duration::from_secs(1);
 

@@ -1,25 +1,33 @@
 //! Metrics and access log: the data path's way out.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use weft_bundle::model::Denial;
+use tokio::time::{Duration, Instant};
+use weft_bundle::model::{Denial, EndpointTable};
 use weft_bundle::wire::AccessLog;
 
 use crate::exchange::{Exchange, Session};
 
 pub mod access_log;
+pub mod budget;
 mod series;
 
 use access_log::Log;
-use series::Series;
+use budget::Budget;
+use series::{Present, Series, Vanished};
 
 /// Takes what was recorded. All methods are called from worker threads and must not block.
 #[derive(Debug)]
 pub struct Telemetry {
     /// One set of series for each worker, so that none waits for another; a scrape adds them up.
     workers: Vec<Mutex<Series>>,
+    budget: Arc<Budget>,
+    begun: Instant,
+    /// Minutes since then, as of the last [`Telemetry::tend`].
+    minute: AtomicU32,
     counters: [AtomicU64; Counter::ALL.len()],
     /// Connections and streams that a new configuration refused, by what refused them.
     cut_off: Mutex<BTreeMap<String, u64>>,
@@ -29,16 +37,21 @@ pub struct Telemetry {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self::new(1, "Kubernetes")
+        Self::new(1, "Kubernetes", budget::OF_SIDECARS)
     }
 }
 
 impl Telemetry {
-    /// For a number of workers, in the cluster of that id.
+    /// For a number of workers, in the cluster of that id, with so many label sets of each metric.
     #[must_use]
-    pub fn new(workers: usize, cluster_id: &str) -> Self {
+    pub fn new(workers: usize, cluster_id: &str, most_series: NonZeroUsize) -> Self {
+        let budget = Arc::new(Budget::new(most_series));
+        let series = |_| Mutex::new(Series::new(budget.clone(), 0));
         Self {
-            workers: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            workers: (0..workers.max(1)).map(series).collect(),
+            budget,
+            begun: Instant::now(),
+            minute: AtomicU32::new(0),
             counters: std::array::from_fn(|_| AtomicU64::new(0)),
             cut_off: Mutex::default(),
             log: Log::start(workers),
@@ -94,12 +107,53 @@ impl Telemetry {
     /// Begins to count anew (LIFE-072).
     pub fn reset(&self) {
         self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        for worker in &self.workers {
-            *worker.lock().unwrap_or_else(PoisonError::into_inner) = Series::default();
+        // All at once, so that none counts what the budget does not know.
+        let mut workers = self.all_series();
+        self.budget.clear();
+        for series in &mut workers {
+            **series = self.no_series();
         }
+        drop(workers);
         for counter in &self.counters {
             counter.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Looks after the series, called every few seconds: drops those of peers that do not exist any more once they were idle
+    /// for 15 minutes, so that there is room for others, and tells when there is none (BYD-035, CARD-002, CARD-003).
+    pub fn tend(&self, now: Instant, endpoints: &EndpointTable) {
+        if let Some(metrics) = self.budget.warning(now) {
+            tracing::warn!(
+                metrics,
+                budget = self.budget.most(),
+                "metrics have more label sets than telemetry.maxSeriesPerMetric, further ones are counted as other"
+            );
+        }
+        let minute = now.saturating_duration_since(self.begun).as_secs() / MINUTE.as_secs();
+        let minute = u32::try_from(minute).unwrap_or(u32::MAX);
+        if self.minute.swap(minute, Ordering::Relaxed) == minute {
+            return;
+        }
+        // Workers wait for it, so all of them at once only where something is to be dropped.
+        let present = Present::of(endpoints);
+        let mut is_any = false;
+        for worker in &self.workers {
+            let mut series = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            series.begin(minute);
+            is_any |= !Vanished::of(&[series.aged(IDLE_MINUTES)], &present).is_empty();
+        }
+        if !is_any {
+            return;
+        }
+        let mut workers = self.all_series();
+        let aged: Vec<_> = workers.iter().map(|series| series.aged(IDLE_MINUTES)).collect();
+        let vanished = Vanished::of(&aged, &present);
+        drop(aged);
+        for series in &mut workers {
+            series.remove(&vanished);
+        }
+        self.budget.requests.forget(&vanished.requests);
+        self.budget.connections.forget(&vanished.connections);
     }
 
     /// Waits until lines that were logged so far are written, for a second at most (LIFE-023).
@@ -110,7 +164,7 @@ impl Telemetry {
     /// All series in Prometheus' text format 0.0.4 (LIFE-063).
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let mut all = Series::default();
+        let mut all = self.no_series();
         for worker in &self.workers {
             all.add(&worker.lock().unwrap_or_else(PoisonError::into_inner));
         }
@@ -138,12 +192,26 @@ impl Telemetry {
         out
     }
 
-    fn series(&self, worker: usize) -> std::sync::MutexGuard<'_, Series> {
+    fn no_series(&self) -> Series {
+        Series::new(self.budget.clone(), self.minute.load(Ordering::Relaxed))
+    }
+
+    /// Of all workers, which wait meanwhile.
+    fn all_series(&self) -> Vec<MutexGuard<'_, Series>> {
+        let lock = |worker| Mutex::lock(worker).unwrap_or_else(PoisonError::into_inner);
+        self.workers.iter().map(lock).collect()
+    }
+
+    fn series(&self, worker: usize) -> MutexGuard<'_, Series> {
         // Held by its worker alone, but for a scrape.
         let slot = worker % self.workers.len();
         self.workers[slot].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long series of peers that vanished stay (CARD-003).
+const IDLE_MINUTES: u32 = 15;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A name that many series share.
 type Name = Arc<str>;

@@ -895,3 +895,45 @@ fn a_broken_file_holds_back_no_other() {
     put(&packed(&app)[shard_of("echo")]);
     wait_for("the application", || pod.call() == Some(200));
 }
+
+// spec: CARD-002, BYD-035
+#[test]
+fn statuses_beyond_the_budget_are_counted_together_and_told_of_once() {
+    let statuses = std::sync::atomic::AtomicU16::new(200);
+    let app = App::answering(move |_| {
+        let status = statuses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        format!("HTTP/1.1 {status} Of\r\nContent-Length: 0\r\n\r\n")
+    });
+    let pod = Pod::empty();
+    pod.volumes.configure(&limited(1));
+    pod.volumes.endpoints(&[app.address]);
+    let proxy = pod.start(&[("WEFT_MAX_SERIES_PER_METRIC", "2")]).ready();
+    for n in 0..6 {
+        assert_eq!(pod.call(), Some(200 + n));
+    }
+    let values = |begin: &str, part: &str| {
+        let text = proxy.get(15020, "/metrics").text();
+        let of = text
+            .lines()
+            .filter(|line| line.starts_with(begin) && line.contains(part));
+        of.map(|line| line.rsplit(' ').next().expect("a value").to_owned())
+            .collect::<Vec<_>>()
+    };
+    wait_for("all of them", || {
+        values("istio_requests_total{", "response_code=\"other\"") == ["4"]
+    });
+    assert_eq!(values("istio_requests_total{", "response_code=\"20"), ["1", "1"]);
+    assert_eq!(values("weft_metric_overflow_total{", "\"istio_requests_total\""), ["4"]);
+    let told = || {
+        proxy
+            .log()
+            .lines()
+            .filter(|line| line.contains("telemetry.maxSeriesPerMetric"))
+            .count()
+    };
+    wait_for("the warning", || told() == 1);
+    assert!(proxy.log().contains("budget=2"), "{}", proxy.log());
+    pod.call();
+    pause(Duration::from_secs(6));
+    assert_eq!(told(), 1, "not again for ten minutes");
+}

@@ -80,6 +80,8 @@ pub struct InjectConfig {
     pub strict_isolation: bool,
     /// `telemetry.kialiAnnotation` (PROM-020).
     pub kiali_annotation: bool,
+    /// `telemetry.maxSeriesPerMetric` (CARD-002); unset is the proxy's own default.
+    pub max_series: Option<u32>,
     /// `global.logAsJson` (LIFE-093).
     pub log_as_json: bool,
     /// Name of the cluster in telemetry.
@@ -207,6 +209,7 @@ impl InjectConfig {
             init_image: None,
             strict_isolation: false,
             kiali_annotation: true,
+            max_series: None,
             log_as_json: false,
             cluster_id: "Kubernetes".to_owned(),
             mesh_id: None,

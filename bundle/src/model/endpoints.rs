@@ -166,6 +166,11 @@ impl EndpointTable {
         self.proxies.get(workload)
     }
 
+    /// The workloads of all endpoints, as often as they have addresses.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<PeerWorkload>> {
+        self.peers.values()
+    }
+
     /// The workload that has an address, for telemetry (MET-034).
     #[must_use]
     pub fn peer(&self, address: IpAddr) -> Option<&Arc<PeerWorkload>> {

@@ -1,16 +1,18 @@
 //! The mesh's standard metrics, by label set (spec: telemetry.md, MET).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
 use weft_bundle::wire::PeerWorkload;
 
 use super::Name;
+use super::budget::{Budget, Family};
 use crate::exchange::{Direction, Downstream, Exchange, Flags, Session, Target, Upstream};
 
-/// Label sets that a metric has of its own; further ones are counted together (BYD-035).
-const BUDGET: usize = 500;
+pub(super) use vanished::{Aged, Present, Vanished};
+
+mod vanished;
 
 /// Upper bounds of the histograms (MET-010).
 const BOUNDS: [(f64, &str); 19] = [
@@ -37,7 +39,7 @@ const BOUNDS: [(f64, &str); 19] = [
 
 /// What tells one series of requests from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     peers: Peers,
     grpc: bool,
     status: u16,
@@ -45,9 +47,12 @@ struct Key {
     flags: Flags,
 }
 
+/// What tells one series of connections from another.
+pub(super) type ConnectionKey = (Peers, Flags);
+
 /// Who called whom.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Peers {
+pub(super) struct Peers {
     direction: Direction,
     source: Option<Arc<PeerWorkload>>,
     destination: Option<Arc<PeerWorkload>>,
@@ -63,21 +68,29 @@ struct Peers {
 }
 
 /// Series of one worker.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub(super) struct Series {
+    budget: Arc<Budget>,
+    /// What was recorded now is as old as that, in minutes.
+    minute: u32,
     requests: Vec<(Key, Requests)>,
     /// Positions in `requests`.
     positions: HashMap<Key, usize>,
     /// Where series were found last, by the addresses of what tells them apart: requests between the same peers share
     /// those, so that none of their names is hashed or compared.
     recent: [usize; RECENT],
-    connections: HashMap<(Peers, Flags), Connections>,
+    connections: HashMap<ConnectionKey, Connections>,
     names: HashMap<String, Name>,
-    overflow: u64,
+    /// Values of `destination_service` from Host headers.
+    hosts: HashSet<Name>,
+    /// There will be no more of them.
+    has_all_hosts: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Requests {
+    /// Minute of the last record.
+    last: u32,
     count: u64,
     duration: Histogram,
     request_bytes: Histogram,
@@ -88,6 +101,8 @@ struct Requests {
 
 #[derive(Debug, Clone, Default)]
 struct Connections {
+    /// Minute of the last record.
+    last: u32,
     opened: u64,
     closed: u64,
     sent: u64,
@@ -120,9 +135,25 @@ impl Histogram {
 }
 
 impl Series {
+    /// Without any, for one of the workers that share a budget.
+    pub(super) fn new(budget: Arc<Budget>, minute: u32) -> Self {
+        Self {
+            budget,
+            minute,
+            requests: Vec::new(),
+            positions: HashMap::new(),
+            recent: [0; RECENT],
+            connections: HashMap::new(),
+            names: HashMap::new(),
+            hosts: HashSet::new(),
+            has_all_hosts: false,
+        }
+    }
+
     pub(super) fn request(&mut self, exchange: &Exchange, cluster_id: &str) {
         let position = self.position(exchange, cluster_id);
         let (_, entry) = &mut self.requests[position];
+        entry.last = self.minute;
         entry.count += 1;
         entry.duration.observe(exchange.duration().as_secs_f64() * 1000.0);
         #[expect(clippy::cast_precision_loss, reason = "sizes of requests are far below 2^52")]
@@ -158,8 +189,11 @@ impl Series {
             grpc_status: grpc_status(exchange),
             flags: exchange.flags,
         };
-        if self.requests.len() >= BUDGET && !self.positions.contains_key(&key) {
-            self.overflow += 1;
+        if !self.positions.contains_key(&key) && !self.budget.requests.admit(&key, || key.clone()) {
+            self.budget.exceeded(Family::Requests);
+            if key.grpc {
+                self.budget.exceeded(Family::Messages);
+            }
             key = Key {
                 peers: key.peers.beyond_budget(),
                 grpc: false,
@@ -186,25 +220,27 @@ impl Series {
     }
 
     pub(super) fn opened(&mut self, session: &Session, cluster_id: &str) {
-        self.session(session, cluster_id).opened += 1;
+        self.session(session, cluster_id, Family::Opened).opened += 1;
     }
 
     pub(super) fn closed(&mut self, session: &Session, cluster_id: &str) {
-        let entry = self.session(session, cluster_id);
+        let entry = self.session(session, cluster_id, Family::Closed);
         entry.closed += 1;
         entry.sent += session.bytes_sent;
         entry.received += session.bytes_received;
     }
 
-    fn session(&mut self, session: &Session, cluster_id: &str) -> &mut Connections {
+    fn session(&mut self, session: &Session, cluster_id: &str, family: Family) -> &mut Connections {
         let workloads = (session.source.as_ref(), session.destination.as_ref());
         let peers = self.peers(&session.downstream, &session.upstream, workloads, b"", cluster_id);
         let mut key = (peers, session.flags);
-        if self.connections.len() >= BUDGET && !self.connections.contains_key(&key) {
-            self.overflow += 1;
+        if !self.connections.contains_key(&key) && !self.budget.connections.admit(&key, || key.clone()) {
+            self.budget.exceeded(family);
             key = (key.0.beyond_budget(), Flags::NONE);
         }
-        self.connections.entry(key).or_default()
+        let entry = self.connections.entry(key).or_default();
+        entry.last = self.minute;
+        entry
     }
 
     fn peers(
@@ -244,7 +280,7 @@ impl Series {
                 let host = std::str::from_utf8(authority)
                     .ok()
                     .filter(|h| !h.is_empty() && h.len() <= 255);
-                let host = host.filter(|h| self.names.contains_key(*h) || self.names.len() < MAX_NAMES);
+                let host = host.filter(|h| self.is_admitted_host(h));
                 (self.name(host.unwrap_or("unknown")), self.name(&name), unknown.clone())
             }
             Target::Unknown(host) => (host.clone(), host.clone(), unknown.clone()),
@@ -270,6 +306,22 @@ impl Series {
             cluster_id: self.name(cluster_id),
             other: false,
         }
+    }
+
+    /// Whether a Host header has a value of its own. Without a lock where the worker knows it.
+    fn is_admitted_host(&mut self, host: &str) -> bool {
+        if self.has_all_hosts || self.hosts.contains(host) {
+            return self.hosts.contains(host);
+        }
+        let is_admitted = self.budget.hosts.admit(host, || Arc::from(host));
+        if is_admitted {
+            self.hosts.insert(Arc::from(host));
+        } else {
+            // Those that there are will be all, since none leaves.
+            self.hosts = self.budget.hosts.all();
+            self.has_all_hosts = true;
+        }
+        is_admitted
     }
 
     /// The same text once.
@@ -301,7 +353,34 @@ impl Series {
             own.sent += more.sent;
             own.received += more.received;
         }
-        self.overflow += other.overflow;
+    }
+
+    /// What was recorded from now on is of that minute.
+    pub(super) fn begin(&mut self, minute: u32) {
+        self.minute = minute;
+    }
+
+    /// Series that have been idle for that long, or not.
+    pub(super) fn aged(&self, minutes: u32) -> Aged<'_> {
+        let is_idle = |last: u32| self.minute.saturating_sub(last) > minutes;
+        let requests = self.requests.iter().map(move |(key, value)| (key, is_idle(value.last)));
+        let connections = self
+            .connections
+            .iter()
+            .map(move |(key, value)| (key, is_idle(value.last)));
+        Aged {
+            requests: requests.collect(),
+            connections: connections.collect(),
+        }
+    }
+
+    /// Drops series, and names that nothing uses any more.
+    pub(super) fn remove(&mut self, vanished: &Vanished) {
+        self.requests.retain(|(key, _)| !vanished.requests.contains(key));
+        let positions = self.requests.iter().enumerate();
+        self.positions = positions.map(|(n, (key, _))| (key.clone(), n)).collect();
+        self.connections.retain(|key, _| !vanished.connections.contains(key));
+        self.names.retain(|_, name| Arc::strong_count(name) > 1);
     }
 
     /// Prometheus' text format, in a stable order.
@@ -351,7 +430,10 @@ impl Series {
             &mut tcp().map(|(l, c)| (l, c.received)),
         );
         let messages = || {
-            let grpc = requests.values().filter(|(key, _)| key.grpc);
+            // Beyond the budget there is no telling: what has messages is gRPC.
+            let has_messages = |(_, r): &&(&Key, &Requests)| r.request_messages + r.response_messages > 0;
+            let grpc = requests.values();
+            let grpc = grpc.filter(|each| each.0.grpc || (each.0.peers.other && has_messages(each)));
             // Several statuses of one pair of peers are one series here (MET-017).
             let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
             for (key, r) in grpc {
@@ -374,7 +456,10 @@ impl Series {
         counter(
             "weft_metric_overflow_total",
             "Records beyond the budget of label sets.",
-            &mut std::iter::once((String::new(), self.overflow)),
+            &mut self
+                .budget
+                .overflow()
+                .map(|(metric, n)| (format!("metric=\"{metric}\""), n)),
         );
         type Pick = fn(&Requests) -> &Histogram;
         let histograms: [(&str, &str, Pick); 3] = [
@@ -560,6 +645,13 @@ impl Key {
     fn labels(&self) -> String {
         let mut out = String::with_capacity(900);
         self.peers.labels(&mut out);
+        if self.peers.other {
+            out.push_str(
+                ",request_protocol=\"other\",response_code=\"other\",grpc_response_status=\"other\",\
+                 response_flags=\"other\",connection_security_policy=\"other\"",
+            );
+            return out;
+        }
         let protocol = if self.grpc { "grpc" } else { "http" };
         let grpc_status = self.grpc_status.map(|s| s.to_string()).unwrap_or_default();
         let _ = write!(
@@ -583,6 +675,10 @@ impl Key {
 fn tcp_labels(peers: &Peers, flags: Flags) -> String {
     let mut out = String::with_capacity(900);
     peers.labels(&mut out);
+    if peers.other {
+        out.push_str(",request_protocol=\"other\",response_flags=\"other\",connection_security_policy=\"other\"");
+        return out;
+    }
     let security = peers.security();
     let _ = write!(
         out,
@@ -591,22 +687,8 @@ fn tcp_labels(peers: &Peers, flags: Flags) -> String {
     out
 }
 
-const MAX_NAMES: usize = 1000;
-
 /// Series that are found without a comparison of names.
 const RECENT: usize = 32;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    // spec: MET-010
-    #[test]
-    fn a_value_on_a_bound_belongs_to_it() {
-        let mut histogram = Histogram::default();
-        for value in [0.5, 0.6, 1.0, 4_000_000.0] {
-            histogram.observe(value);
-        }
-        assert_eq!((histogram.buckets[0], histogram.buckets[1], histogram.count), (1, 2, 4));
-    }
-}
+mod tests;

@@ -33,6 +33,7 @@ fn every_problem_of_a_bad_version_is_reported() {
     let values = "
 proxy: {image: registry.example/weft-proxy:1, includeIPRanges: 10.0.0.1, excludeInboundPorts: '80-90'}
 delivery: {cfgShards: 9}
+telemetry: {maxSeriesPerMetric: 0}
 global: {imagePullPolicy: Sometimes}
 injection: {nativeSidecar: maybe}
 interception: {iptablesBinary: tables, backend: ebpf}
@@ -48,6 +49,7 @@ proxyInit: {image: 'two words'}
         "proxy.includeIPRanges: \"10.0.0.1\"",
         "proxy.excludeInboundPorts: \"80-90\"",
         "delivery.cfgShards: 9",
+        "telemetry.maxSeriesPerMetric: 0",
         "global.imagePullPolicy: \"Sometimes\"",
         "injection.nativeSidecar: \"maybe\"",
         "interception.iptablesBinary: \"tables\"",

@@ -169,13 +169,20 @@ struct Cni {
 #[serde(rename_all = "camelCase", default)]
 struct Telemetry {
     kiali_annotation: bool,
+    max_series_per_metric: Option<i64>,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { kiali_annotation: true }
+        Self {
+            kiali_annotation: true,
+            max_series_per_metric: None,
+        }
     }
 }
+
+/// Most label sets of a metric: ten thousand take up to 64 MiB of a proxy's memory (CARD-006).
+const MAX_SERIES: u32 = 100_000;
 
 impl Wire {
     /// Checks every value; `None` when there is no image to start from.
@@ -286,6 +293,15 @@ impl Wire {
         }
         config.cni = cni.enabled;
         config.kiali_annotation = telemetry.kiali_annotation;
+        config.max_series = telemetry.max_series_per_metric.and_then(|most| {
+            let number = u32::try_from(most).ok().filter(|n| (1..=MAX_SERIES).contains(n));
+            if number.is_none() {
+                problems.push(format!(
+                    "telemetry.maxSeriesPerMetric: {most} is out of range; must be 1 to {MAX_SERIES}"
+                ));
+            }
+            number
+        });
         config.mesh = mesh;
         Some(config)
     }

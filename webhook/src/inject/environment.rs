@@ -64,6 +64,9 @@ pub(super) fn of_proxy(
     if let Some(threads) = plan.overrides.proxy_config.concurrency.or(config.mesh.concurrency) {
         variables.push(literal("WEFT_CONCURRENCY", &threads.to_string()));
     }
+    if let Some(most) = config.max_series {
+        variables.push(literal("WEFT_MAX_SERIES_PER_METRIC", &most.to_string()));
+    }
     if let Some(level) = &plan.overrides.log_level {
         variables.push(literal("WEFT_LOG_LEVEL", level));
     }

@@ -491,6 +491,18 @@ fn ports_and_threads_that_are_not_the_defaults_reach_the_proxy() {
     );
 }
 
+// spec: CARD-002
+#[test]
+fn the_budget_of_label_sets_reaches_the_proxy_where_it_is_set() {
+    let of = |values: &str| {
+        let config = InjectConfig::parse("proxy: {image: i}", values, "").expect("settings");
+        let injected = inject(&pod(), &context(), &config).expect("injects").pod;
+        variable(&injected, "WEFT_MAX_SERIES_PER_METRIC")
+    };
+    assert_eq!(of(""), None, "sidecars and gateways have defaults of their own");
+    assert_eq!(of("telemetry: {maxSeriesPerMetric: 70}").as_deref(), Some("70"));
+}
+
 // spec: NET-090, NET-091, INJ-070, INJ-173
 #[test]
 fn dns_capture_is_the_pods_word_else_the_meshs_else_the_charts() {
