@@ -13,6 +13,10 @@ use crate::io::Io;
 /// How long a beginning that may become TLS or HTTP waits for more (BYD-068).
 const UNDECIDED: Duration = Duration::from_secs(5);
 
+/// With `weft.compatibility: istio` fewer bytes than these are held, whatever they are: the header of a TLS record, which
+/// the inspection there waits for (BYD-068).
+pub const UPSTREAM_LEAST_BYTES: usize = 5;
+
 /// Longest ClientHello with its records (ID-108).
 const MAX_HELLO_BYTES: usize = 64 * 1024;
 

@@ -19,7 +19,7 @@ use crate::exchange::{Details, Direction, Downstream, Flags, Session, Target};
 use crate::http::server::{self, Handler};
 use crate::io::Io;
 use crate::listen::Incoming;
-use crate::outbound::{First, first_to_speak, read_some, within};
+use crate::outbound::{First, first_to_speak, read_at_least, within};
 use crate::shared::{DrainPhase, Snapshot};
 use crate::tcp::{self, Opened};
 use crate::telemetry::Counter;
@@ -152,9 +152,15 @@ fn refuse(worker: &Worker, incoming: &Incoming) {
 }
 
 async fn permissive(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -> Option<Http> {
-    if rules.compatible && !rules.protocol.is_http() && !speaks_in_time(&mut incoming, &rules).await {
-        session(worker, incoming, &rules, None, None).await;
-        return None;
+    if rules.compatible && !rules.protocol.is_http() {
+        match speaks_in_time(&mut incoming, &rules).await {
+            Some(true) => {}
+            Some(false) => return None,
+            None => {
+                session(worker, incoming, &rules, None, None).await;
+                return None;
+            }
+        }
     }
     if !rules.compatible && !incoming.speaks().await {
         // Nothing yet: the application may be the one to begin, which only plaintext callers wait for (BYD-021).
@@ -191,9 +197,11 @@ async fn permissive(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -
     None
 }
 
-/// Waits for the client's first bytes or its end; false when the limit for that is over (SM-030).
-async fn speaks_in_time(incoming: &mut Incoming, rules: &Rules) -> bool {
-    !incoming.buffer.is_empty() || within(rules.detection, read_some(incoming)).await.is_some()
+/// Waits for as many bytes as upstream does; false when the client ends before, `None` when the limit for that is over
+/// (SM-029, SM-030).
+async fn speaks_in_time(incoming: &mut Incoming, rules: &Rules) -> Option<bool> {
+    let spoken = read_at_least(incoming, detect::UPSTREAM_LEAST_BYTES);
+    within(rules.detection, spoken).await.map(|read| read.unwrap_or(false))
 }
 
 /// Lets the application begin. `None` when it did, and the connection was served; else the client has spoken.
@@ -234,10 +242,18 @@ async fn plain(worker: &Rc<Worker>, mut incoming: Incoming, rules: Rules) -> Opt
             return matches!(verdict, Ok(Some(_))).then(|| Http::new(incoming, downstream, &rules));
         }
         Protocol::Auto => {
-            if !rules.compatible || speaks_in_time(&mut incoming, &rules).await {
-                if incoming.buffer.is_empty() && !rules.compatible && !incoming.speaks().await {
+            let spoken = if rules.compatible {
+                speaks_in_time(&mut incoming, &rules).await
+            } else {
+                if incoming.buffer.is_empty() && !incoming.speaks().await {
                     incoming = server_first(worker, incoming, &rules).await?;
                 }
+                Some(true)
+            };
+            if !spoken.unwrap_or(true) {
+                return None;
+            }
+            if spoken.is_some() {
                 match detect::detect(&mut incoming.io, &mut incoming.buffer, Among::Http).await {
                     Ok(Some(Verdict::Http1 | Verdict::Http2)) => {
                         let downstream = incoming.downstream(worker, Direction::Inbound);

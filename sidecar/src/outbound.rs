@@ -245,8 +245,9 @@ async fn first_bytes(
             }
         }
     }
-    if incoming.buffer.is_empty() {
-        match within(limit, read_some(&mut incoming)).await {
+    let least = if waits { detect::UPSTREAM_LEAST_BYTES } else { 1 };
+    if incoming.buffer.len() < least {
+        match within(limit, read_at_least(&mut incoming, least)).await {
             Some(Ok(true)) => {}
             Some(_) => return Err(Next::Done),
             None => return Err(session(worker, snapshot, incoming, Route::Port(port)).await),
@@ -321,6 +322,16 @@ pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Opti
 pub async fn read_some(incoming: &mut Incoming) -> std::io::Result<bool> {
     let Incoming { io, buffer, .. } = incoming;
     Ok(poll_fn(|cx| io.poll_read_into(cx, buffer)).await? > 0)
+}
+
+/// Reads until there are so many bytes; false when the client ends before.
+pub async fn read_at_least(incoming: &mut Incoming, bytes: usize) -> std::io::Result<bool> {
+    while incoming.buffer.len() < bytes {
+        if !read_some(incoming).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Who was the first to say something on a connection.

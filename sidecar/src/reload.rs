@@ -254,7 +254,7 @@ impl Reload {
                 inner.free_replaced();
             }
             let mut news = match told.recv_timeout(self.next_look()) {
-                Ok(news) => vec![news],
+                Ok(news) => settle(&told, news),
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -804,6 +804,29 @@ pub fn now() -> u64 {
         .as_secs()
 }
 
+/// Waits until plain directories are left alone, so that files written one by one are read once; whoever writes without a
+/// pause is read all the same (DLV-046). A swap is whole, and not waited for.
+fn settle(told: &mpsc::Receiver<News>, first: News) -> Vec<News> {
+    let latest = Instant::now() + SETTLE_LIMIT;
+    let mut all = vec![first];
+    while all.last() == Some(&News::Written) {
+        let left = latest.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        match told.recv_timeout(SETTLE.min(left)) {
+            Ok(News::Written) => {}
+            Ok(news) => all.push(news),
+            Err(_) => break,
+        }
+    }
+    all
+}
+
+/// How long a plain directory must be left alone.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How long it is waited for that at most.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// How often the links are looked at beside what inotify tells.
 const LOOK: Duration = Duration::from_secs(60);
 /// How often without inotify.
@@ -812,3 +835,45 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Niceness of reading: what is urgent is requests.
 const NICE: i32 = 10;
 const RETRY_LIMIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // spec: DLV-046
+    #[test]
+    fn files_written_one_by_one_are_read_once_and_without_a_pause_after_a_second() {
+        for (writes, at_least, at_most) in [(6, 250, 900), (u32::MAX, 1000, 1400)] {
+            let (tell, told) = mpsc::channel();
+            let writer = std::thread::spawn(move || {
+                for _ in 0..writes {
+                    std::thread::park_timeout(Duration::from_millis(30));
+                    if tell.send(News::Written).is_err() {
+                        break;
+                    }
+                }
+                // A writer that is done keeps the channel.
+                std::thread::park_timeout(Duration::from_secs(2));
+            });
+            let begin = Instant::now();
+            assert_eq!(settle(&told, News::Written), [News::Written]);
+            let took = begin.elapsed();
+            let expected = Duration::from_millis(at_least)..Duration::from_millis(at_most);
+            assert!(expected.contains(&took), "{took:?}");
+            drop(told);
+            writer.thread().unpark();
+            writer.join().expect("written");
+        }
+    }
+
+    // spec: DLV-041, DLV-046
+    #[test]
+    fn a_swap_is_read_at_once() {
+        let (tell, told) = mpsc::channel();
+        let begin = Instant::now();
+        assert_eq!(settle(&told, News::Swapped), [News::Swapped]);
+        tell.send(News::Swapped).expect("told");
+        assert_eq!(settle(&told, News::Written), [News::Written, News::Swapped]);
+        assert!(begin.elapsed() < Duration::from_millis(90));
+    }
+}

@@ -139,7 +139,7 @@ fn a_banner_is_hardly_later_than_without_a_proxy() {
     assert!(quickest < Duration::from_millis(30), "{quickest:?}");
 }
 
-// spec: SM-029, SM-032, BYD-021
+// spec: SM-029, SM-032, BYD-021, BYD-068
 #[test]
 fn with_the_compatibility_of_istio_it_is_the_client_that_is_waited_for() {
     let compatible = "mesh: {istioCompatibility: true}\n";
@@ -147,8 +147,10 @@ fn with_the_compatibility_of_istio_it_is_the_client_that_is_waited_for() {
     let pair = Pair::with("auto", "PERMISSIVE", app, compatible);
     let mut stream = connect(pair.front);
     assert!(is_silent(&mut stream), "nobody is asked before the client has spoken");
-    stream.write_all(b"x").expect("sent");
-    assert_eq!(read_exactly(&mut stream, 11), "220 ready\nx");
+    stream.write_all(b"four").expect("sent");
+    assert!(is_silent(&mut stream), "fewer than five bytes are held");
+    stream.write_all(b"5").expect("sent");
+    assert_eq!(read_exactly(&mut stream, 15), "220 ready\nfour5");
     // A port that is declared needs nothing of the client.
     pair.client.configure(&client_bundle("tcp", compatible));
     assert_eq!(read_exactly(&mut connect(pair.front), 10), "220 ready\n");
@@ -160,10 +162,35 @@ fn with_the_compatibility_of_istio_it_is_the_client_that_is_waited_for() {
             .configure(&format!("{}{compatible}{inbound}", workload("app/echo")));
         let mut stream = connect(pair.server.addresses[0]);
         assert!(is_silent(&mut stream), "{protocol}");
-        stream.write_all(b"x").expect("sent");
-        assert_eq!(read_exactly(&mut stream, 11), "220 ready\nx", "{protocol}");
+        stream.write_all(b"hi").expect("sent");
+        assert!(is_silent(&mut stream), "{protocol}: fewer than five bytes are held");
+        stream.write_all(b"you").expect("sent");
+        assert_eq!(read_exactly(&mut stream, 15), "220 ready\nhiyou", "{protocol}");
         assert_eq!(read_exactly(&mut connect(pair.front), 10), "220 ready\n", "{protocol}");
     }
+}
+
+// spec: BYD-068, SM-030
+#[test]
+fn with_the_compatibility_of_istio_few_bytes_are_held_until_the_limit_or_the_end() {
+    let app = line_app("");
+    let pair = Pair::start("tcp", app);
+    let begin = |mesh: &str| {
+        let inbound = format!("inbound: {{ports: [{{port: {}, protocol: tcp}}]}}\n", app.port());
+        pair.server
+            .configure(&format!("{}{mesh}{inbound}", workload("app/echo")));
+        let mut stream = connect(pair.server.addresses[0]);
+        stream.write_all(b"hi").expect("sent");
+        assert!(is_silent(&mut stream), "held");
+        stream
+    };
+    let mut stream = begin("mesh: {istioCompatibility: true, detectionTimeoutMs: 1500}\n");
+    assert_eq!(read_exactly(&mut stream, 2), "hi", "passed when the limit is over");
+    let mut stream = begin("mesh: {istioCompatibility: true}\n");
+    stream.shutdown(Shutdown::Write).expect("half-closed");
+    let mut answer = Vec::new();
+    let _reset_counts_too = stream.read_to_end(&mut answer);
+    assert_eq!(answer, b"", "a client that ends before is not served");
 }
 
 // spec: BYD-021

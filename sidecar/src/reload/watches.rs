@@ -12,6 +12,8 @@ use weft_bundle::volume;
 pub(super) enum News {
     /// A volume was swapped.
     Swapped,
+    /// A file of a plain directory was written or removed.
+    Written,
     /// A watch is dead, or events were dropped.
     Lost,
 }
@@ -47,16 +49,19 @@ impl Watches {
             let Ok(events) = self.inotify.read_events_blocking(&mut self.buffer) else {
                 return News::Lost;
             };
-            let mut swapped = false;
+            let mut found = None;
             for event in events {
                 if event.mask.intersects(LOST) {
                     return News::Lost;
                 }
                 let directory = self.directories.iter().find(|(watch, _)| *watch == event.wd);
-                swapped |= directory.is_some_and(|(_, path)| is_swap(path, event.name, event.mask));
+                let news = directory.and_then(|(_, path)| meaning(path, event.name, event.mask));
+                if found != Some(News::Swapped) {
+                    found = news.or(found);
+                }
             }
-            if swapped {
-                return News::Swapped;
+            if let Some(news) = found {
+                return news;
             }
         }
     }
@@ -64,11 +69,12 @@ impl Watches {
 
 /// The commit of a swap is the rename of the link, nothing before and nothing behind it (DLV-041). A plain directory
 /// has no link: there every file counts (DLV-046).
-fn is_swap(directory: &Path, name: Option<&OsStr>, mask: EventMask) -> bool {
+fn meaning(directory: &Path, name: Option<&OsStr>, mask: EventMask) -> Option<News> {
     if name == Some(OsStr::new(volume::DATA_LINK)) {
-        return mask.contains(EventMask::MOVED_TO);
+        return mask.contains(EventMask::MOVED_TO).then_some(News::Swapped);
     }
-    !directory.join(volume::DATA_LINK).is_symlink()
+    let is_plain = !directory.join(volume::DATA_LINK).is_symlink();
+    is_plain.then_some(News::Written)
 }
 
 const LOST: EventMask = EventMask::IGNORED
@@ -125,8 +131,9 @@ mod tests {
             name.as_deref() == Some("..data") && mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM)
         };
         assert!(!events.iter().any(is_away), "there is always a set: {events:?}");
-        let counts =
-            |(name, mask): &(Option<String>, EventMask)| is_swap(folder.path(), name.as_deref().map(OsStr::new), *mask);
+        let counts = |(name, mask): &(Option<String>, EventMask)| {
+            meaning(folder.path(), name.as_deref().map(OsStr::new), *mask).is_some()
+        };
         let counted: Vec<_> = events.iter().filter(|event| counts(event)).collect();
         assert_eq!(counted, [&(Some("..data".to_owned()), EventMask::MOVED_TO)]);
     }
