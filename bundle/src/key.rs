@@ -318,6 +318,13 @@ pub fn credential_stem(namespace: &str, name: &str) -> String {
     hex
 }
 
+/// The same of a Secret that a DestinationRule names (DR-114). A Gateway may use the Secret for clients, with other
+/// authorities: who writes a rule must not choose those.
+#[must_use]
+pub fn upstream_stem(namespace: &str, name: &str) -> String {
+    credential_stem("upstream:", &format!("{namespace}/{name}"))
+}
+
 /// The same of a ConfigMap (DR-114); a Secret of its name has other files.
 #[must_use]
 pub fn config_map_stem(namespace: &str, name: &str) -> String {

@@ -572,6 +572,8 @@ impl Sidecar {
         let answer = self.ask();
         let reason = answer.field("x-weft-reason").unwrap_or_default().replace('_', " ");
         assert!(answer.status() == 503 && reason.contains(of), "{reason}");
+        let body = answer.text();
+        assert!(body.contains("TLS to the destination") && !body.contains(of), "{body}");
         wait_for("its line", || lines().len() > before);
         let logged = lines();
         let line = logged.last().expect("a line");

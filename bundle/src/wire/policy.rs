@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::is_default;
 use super::locality::Locality;
-use crate::key::{config_map_stem, credential_stem};
+use crate::key::{config_map_stem, upstream_stem};
 
 /// How endpoints of a destination are chosen and connected to. All limits are per proxy and destination (DR-073).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -406,7 +406,7 @@ impl UpstreamCredential {
     #[must_use]
     pub fn stem(&self) -> String {
         match self.kind {
-            CredentialKind::Secret => credential_stem(&self.namespace, &self.name),
+            CredentialKind::Secret => upstream_stem(&self.namespace, &self.name),
             CredentialKind::ConfigMap => config_map_stem(&self.namespace, &self.name),
         }
     }

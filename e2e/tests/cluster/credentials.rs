@@ -62,14 +62,24 @@ async fn a_rule_takes_its_certificates_from_secrets_and_config_maps() -> Result<
             (if kind == "Secret" { "stringData" } else { "data" }): {"ca.crt": authority.pem()},
         })
     };
+    // What is followed counts for new connections, so that a refusal comes before there is one.
+    let stranger = Authority::new()?;
+    let untrusted = async |what: &str| {
+        until(what, Duration::from_secs(120), async || {
+            let answer = sample.get(&[&url]).await?;
+            Ok((answer["status"] == 503 && answer.to_string().contains("TLS_error")).then_some(()))
+        })
+        .await
+    };
+    cluster.apply(&holder("Secret", &stranger).to_string()).await?;
+    untrusted("the server is not of the Secret's authority").await?;
     cluster.apply(&holder("Secret", &authority).to_string()).await?;
     becomes("the Secret's authority is trusted", 200).await?;
-    let stranger = Authority::new()?;
-    cluster.apply(&holder("Secret", &stranger).to_string()).await?;
-    becomes("the server's authority is unknown", 503).await?;
 
     // A ConfigMap is for sidecars that no selector names.
+    cluster.apply(&holder("ConfigMap", &stranger).to_string()).await?;
     rule(None, &format!("configmap://{}/bank", sample.namespace)).await?;
+    untrusted("the server is not of the ConfigMap's authority").await?;
     cluster.apply(&holder("ConfigMap", &authority).to_string()).await?;
     becomes("the ConfigMap's authority is trusted", 200).await?;
     rule(None, "bank").await?;

@@ -10,7 +10,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use weft_bundle::key::{KeyInputs, Template, config_map_stem, credential_stem, credentials_index};
+use weft_bundle::key::{KeyInputs, Template, config_map_stem, credential_stem, credentials_index, upstream_stem};
 use weft_bundle::pack::{self, Files, Limits};
 use weft_bundle::pem;
 use weft_bundle::wire::{CredentialKind, Host, UpstreamCredential, UpstreamTls};
@@ -50,9 +50,11 @@ impl Named {
         }
     }
 
-    /// Puts it with others, of which one may be the same object.
+    /// Puts it with others, of which one may be the same object for the same purpose.
     pub(super) fn join(self, all: &mut Vec<Self>) {
-        let Some(other) = all.iter_mut().find(|other| other.source == self.source) else {
+        let is_same =
+            |other: &&mut Self| other.source == self.source && other.is_of_gateways() == self.is_of_gateways();
+        let Some(other) = all.iter_mut().find(is_same) else {
             return all.push(self);
         };
         other.has_pair |= self.has_pair;
@@ -79,11 +81,16 @@ impl Named {
         }
     }
 
+    fn is_of_gateways(&self) -> bool {
+        self.of.iter().any(|of| of.kind == Kind::Gateway)
+    }
+
     fn stem(&self) -> String {
         let ObjectRef { namespace, name, .. } = &self.source;
         match self.source.kind {
             Kind::ConfigMap => config_map_stem(namespace, name),
-            _ => credential_stem(namespace, name),
+            _ if self.is_of_gateways() => credential_stem(namespace, name),
+            _ => upstream_stem(namespace, name),
         }
     }
 }
@@ -162,6 +169,11 @@ pub(super) fn upstream(name: &str, namespace: &str, reads_secrets: bool) -> Resu
 /// It is none.
 pub(super) fn secret_name(name: &str) -> Result<&str, String> {
     let plain = name.strip_prefix("kubernetes://").unwrap_or(name);
+    if plain.starts_with("weft.") || plain.starts_with("weft-tls-") {
+        return Err(format!(
+            "{plain:?} is a Secret of the mesh itself; one of your own is needed"
+        ));
+    }
     if is_name(plain) {
         return Ok(plain);
     }
@@ -234,7 +246,10 @@ impl Credentials {
                 Template::Gateway => gateway::credentials(shared, inputs),
                 Template::Sidecar => Vec::new(),
             };
-            for of_rules in &view.credentials {
+            let own = |of_rules: &&Named| of_rules.of.iter().any(|rule| rule.namespace == inputs.namespace);
+            // Rules of others must not take the room of those of the workload's own namespace.
+            let (first, others): (Vec<_>, Vec<_>) = view.credentials.iter().partition(own);
+            for of_rules in first.into_iter().chain(others) {
                 of_rules.clone().join(&mut named);
             }
             for (rule, why) in &view.unavailable {
@@ -278,7 +293,11 @@ impl Credentials {
     ) -> RenderedCredentials {
         let mut shards = Shards::new(&world.settings.limits, inputs.template, volumes);
         let mut is_complete = true;
-        for named in all {
+        for (n, named) in all.iter().enumerate() {
+            if n >= MOST_NAMED {
+                report_too_many(named, output);
+                continue;
+            }
             let mut look = |id: ObjectRef| {
                 let found = self.look(world, &id);
                 is_complete &= !matches!(found, Found::Unknown);
@@ -310,7 +329,13 @@ impl Credentials {
                     Err(why) => problem = problem.or(Some(why)),
                 }
             }
-            let size = parts.iter().map(|(_, bytes)| bytes.len()).sum();
+            let size: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
+            if size > LARGEST {
+                let why = format!("holds {size} bytes, of at most {LARGEST}");
+                problem = Some(Some(("SecretInvalid", why)));
+                parts.clear();
+            }
+            let size = if parts.is_empty() { 0 } else { size };
             if !shards.add(&named.stem(), size, parts) {
                 problem = Some(Some((
                     "BundleTooLarge",
@@ -422,7 +447,9 @@ fn authorities(files: &Files) -> Result<Parts, String> {
     let mut parts = vec![("ca", authorities.clone())];
     if let Some(bytes) = files.get(list) {
         let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
-        lists.map_err(|e| format!("has no good {list}: {}", pem::problem(&e)))?;
+        for one in lists.map_err(|e| format!("has no good {list}: {}", pem::problem(&e)))? {
+            x509_parser::parse_x509_crl(&one).map_err(|e| format!("has no good {list}: {e}"))?;
+        }
         parts.push(("crl", bytes.clone()));
     }
     Ok(parts)
@@ -438,6 +465,24 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
         x509_parser::parse_x509_certificate(certificate).map_err(|e| e.to_string())?;
     }
     Ok(all)
+}
+
+/// Most credentials of one key that are watched and copied; about four shards' worth (DLV-155).
+const MOST_NAMED: usize = 600;
+/// Most bytes of one credential: more than the authorities of an operating system, and no more than a fraction of a shard,
+/// so that none takes the room of all others.
+const LARGEST: usize = 256 * 1024;
+
+fn report_too_many(named: &Named, output: &mut Output) {
+    let why = format!(
+        "{} is not copied: proxies can have {MOST_NAMED} credentials, and others come first",
+        named.source
+    );
+    for of in &named.of {
+        if let Some(report) = output.reports.get_mut(of) {
+            report.unresolved.get_or_insert(("BundleTooLarge", why.clone()));
+        }
+    }
 }
 
 /// Secrets that fill up one after the other; a credential is within one of them.
@@ -468,6 +513,10 @@ impl Shards {
         let last = self.all.len() - 1;
         if self.all[last].0 + size > self.room {
             if self.all.len() >= self.most || size > self.room {
+                // Proxies know that it does not come.
+                let (_, _, index) = &mut self.all[last];
+                index.push_str(stem);
+                index.push('\n');
                 return false;
             }
             self.all.push(Default::default());

@@ -164,10 +164,16 @@ impl Failure {
     /// No connection.
     #[must_use]
     pub fn connect(error: &ConnectError) -> Self {
-        let transport = error.transport();
+        let reset = |transport: Option<&str>| Self::reset(503, Flags::UF, error.reason(), transport);
+        let failure = reset(error.transport().as_deref());
         Self {
             class: if error.is_local() { Class::Final } else { Class::Connect },
-            ..Self::reset(503, Flags::UF, error.reason(), transport.as_deref())
+            // Names of objects are for the log and x-weft-reason: anybody reads bodies (BYD-030).
+            body: match error {
+                ConnectError::Unavailable(_) => reset(Some("TLS to the destination is not available")).body,
+                _ => failure.body,
+            },
+            ..failure
         }
     }
 

@@ -65,13 +65,15 @@ impl CredentialVolume {
         self.files.store(Arc::new(kept));
     }
 
-    /// Whether a configuration names a credential of which the volume says nothing yet.
+    /// Whether a configuration names a credential of which the volume says nothing yet, and which the one before it does
+    /// not name: what has been missing for long is no reason to wait again.
     #[must_use]
-    pub fn lacks(&self, config: &Config) -> bool {
+    pub fn lacks(&self, config: &Config, before: Option<&Config>) -> bool {
         let files = self.files.load();
         let listed = listed(&files);
         let is_known = |of: &str| listed.contains(of) || files.keys().any(|name| stem(name) == Some(of));
-        named(config).iter().any(|stem| !is_known(stem))
+        let missing: BTreeSet<String> = named(config).into_iter().filter(|stem| !is_known(stem)).collect();
+        !missing.is_empty() && !missing.is_subset(&before.map(named).unwrap_or_default())
     }
 }
 

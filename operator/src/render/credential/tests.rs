@@ -520,6 +520,96 @@ fn what_a_rule_names_and_is_not_there_is_told_at_the_rule() {
     assert_eq!(copied(&output, "app/client").expect("a copy").len(), 2);
 }
 
+// spec: DR-114, GW-041
+#[test]
+fn a_rule_chooses_no_authorities_for_the_clients_of_a_gateway() {
+    let ((own, _), (beside, _), (leaf, key)) = (authority(), authority(), pair("shop"));
+    let gateways = gateway(
+        1,
+        "g",
+        &["mode: MUTUAL, credentialName: shop, caCertCredentialName: bank"],
+    );
+    let mut stage = Stage::new(&(gateways + &tls_rule("r", "", "mode: SIMPLE, credentialName: bank")));
+    stage
+        .secret("edge/shop", Some(&[("tls.crt", &leaf), ("tls.key", &key)]))
+        .secret("edge/shop-cacert", None)
+        .secret("edge/bank", Some(&[("ca.crt", &own)]))
+        .secret("edge/bank-cacert", Some(&[("ca.crt", &beside)]));
+    let output = stage.render();
+    assert_eq!(file(&output, "bank", "ca").as_ref(), Some(&own));
+    let credential = originates(&output, "edge/ingress").credential.expect("a credential");
+    let files = copied(&output, "edge/ingress").expect("a copy");
+    assert_eq!(files[&format!("{}.ca", credential.stem())], beside.as_bytes());
+    // What one of them lacks is told to that one.
+    stage.secret("edge/bank-cacert", Some(&[("ca.crt", "x")]));
+    let output = stage.render();
+    let (reason, _) = report(&output, "app/r").unresolved.clone().expect("told");
+    assert_eq!((unresolved(&output), reason), (None, "SecretInvalid"));
+}
+
+// spec: DR-115, DLV-155
+#[test]
+fn credentials_of_other_namespaces_do_not_take_the_room_of_ones_own() {
+    let (root, _) = authority();
+    let mut settings = Settings::default();
+    // Room for one.
+    settings.limits.shard = root.len() + 100;
+    let other = format!(
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: aa}}\n---\napiVersion: v1\nkind: Service\nmetadata: \
+         {{name: aaa, namespace: aa}}\nspec: {{clusterIP: 10.9.9.9, ports: [{{name: http, port: 80}}]}}\n{}",
+        rule(
+            "aa",
+            "theirs",
+            3,
+            "{host: aaa, trafficPolicy: {tls: {mode: SIMPLE, credentialName: 'configmap://aa/roots'}}}"
+        )
+    );
+    let mine = tls_rule("mine", "", "mode: SIMPLE, credentialName: 'configmap://app/roots'");
+    let mut stage = Stage::new(&(other + &mine)).with(settings);
+    let held: Held<'_> = Some(&[("ca.crt", &root)]);
+    stage
+        .hold(Kind::ConfigMap, "aa/roots", held)
+        .hold(Kind::ConfigMap, "app/roots", held);
+    let output = stage.render();
+    let files = copied(&output, "app/client").expect("a copy");
+    let (of_mine, of_theirs) = (config_map_stem("app", "roots"), config_map_stem("aa", "roots"));
+    assert!(files.contains_key(&format!("{of_mine}.ca")) && !files.contains_key(&format!("{of_theirs}.ca")));
+    let index = String::from_utf8_lossy(&files[&credentials_index(0)]).into_owned();
+    assert!(index.contains(&of_theirs), "so that proxies do not wait for it");
+    let (reason, _) = report(&output, "aa/theirs").unresolved.clone().expect("told");
+    assert_eq!(reason, "BundleTooLarge");
+}
+
+// spec: DR-115, DLV-155
+#[test]
+fn a_credential_that_is_too_large_is_left_out_and_told() {
+    let (root, _) = authority();
+    let padded = root.clone() + &"#".repeat(LARGEST);
+    let mut stage = Stage::new(&tls_rule(
+        "r",
+        "",
+        "mode: SIMPLE, credentialName: 'configmap://app/roots'",
+    ));
+    stage.hold(Kind::ConfigMap, "app/roots", Some(&[("ca.crt", &padded)]));
+    let output = stage.render();
+    assert_eq!(copied(&output, "app/client").expect("a copy").len(), 1, "the index");
+    let (reason, message) = report(&output, "app/r").unresolved.clone().expect("told");
+    assert!(
+        reason == "SecretInvalid" && message.contains("of at most 262144"),
+        "{message}"
+    );
+}
+
+// spec: ID-130
+#[test]
+fn a_rule_names_no_secret_of_the_mesh_itself() {
+    for name in ["weft.default", "kubernetes://weft-tls-x-0"] {
+        let mut stage = Stage::new(&tls_rule("r", "", &format!("mode: MUTUAL, credentialName: '{name}'")));
+        let settings = originates(&stage.render(), "edge/ingress");
+        assert!(settings.unavailable.expect("why").contains("of the mesh itself"));
+    }
+}
+
 /// Pods `edge/ingress-N`, with the number of Secrets that they mount.
 fn ingress_pods(stage: &mut Stage, shards: &[&str]) {
     let output = stage.render();
