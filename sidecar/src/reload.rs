@@ -356,10 +356,11 @@ impl Reload {
         inner.again |= is_unreadable_now(&read);
         let Ok(snapshot) = read else { return };
         inner.credentials_target = Some(snapshot.target);
-        self.lock_report().credentials = Some(pack::credentials_revision(&snapshot.files));
-        if self.shared.credentials.take(snapshot.files)
-            && let Some(current) = self.shared.current.load_full()
-        {
+        let revision = pack::credentials_revision(&snapshot.files);
+        let changed = self.shared.credentials.take(snapshot.files);
+        // Who asks is told of what is in use.
+        self.lock_report().credentials = Some(revision);
+        if changed && let Some(current) = self.shared.current.load_full() {
             self.shared.ports.take_credentials(&self.shared, &current.config);
             self.shared.credentials.forget(&current.config);
         }
