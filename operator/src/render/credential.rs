@@ -295,6 +295,7 @@ impl Credentials {
         let mut is_complete = true;
         for (n, named) in all.iter().enumerate() {
             if n >= MOST_NAMED {
+                shards.list(&named.stem());
                 report_too_many(named, output);
                 continue;
             }
@@ -513,23 +514,26 @@ impl Shards {
         let last = self.all.len() - 1;
         if self.all[last].0 + size > self.room {
             if self.all.len() >= self.most || size > self.room {
-                // Proxies know that it does not come.
-                let (_, _, index) = &mut self.all[last];
-                index.push_str(stem);
-                index.push('\n');
+                self.list(stem);
                 return false;
             }
             self.all.push(Default::default());
         }
-        let (used, files, index) = self.all.last_mut().expect("begins with one");
+        self.list(stem);
+        let (used, files, _) = self.all.last_mut().expect("begins with one");
         *used += size;
-        index.push_str(stem);
-        index.push('\n');
         let named = parts
             .into_iter()
             .map(|(ending, bytes)| (format!("{stem}.{ending}"), bytes));
         files.extend(named);
         true
+    }
+
+    /// Has proxies know that all that there is of it has come.
+    fn list(&mut self, stem: &str) {
+        let (_, _, index) = self.all.last_mut().expect("begins with one");
+        index.push_str(stem);
+        index.push('\n');
     }
 
     fn finish(self, is_complete: bool) -> RenderedCredentials {
