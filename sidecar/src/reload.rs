@@ -438,16 +438,15 @@ impl Reload {
     }
 
     fn adopt_config(&self, inner: &mut Inner, files: &Files, parsed: Parsed, begun: Instant) {
-        let active = self.shared.current.load().as_ref().map(|s| s.revision.clone());
-        if active.as_deref() == Some(&parsed.manifest.revision) {
+        let active = self.shared.current.load_full();
+        if active.as_ref().map(|snapshot| &snapshot.revision) == Some(&parsed.manifest.revision) {
             inner.held = None;
             self.set_state(State::Active, None);
             return;
         }
         // A host that endpoints do not name yet: they are on their way, for a while (DLV-101).
         let table = self.shared.endpoints.load();
-        let before = self.shared.current.load();
-        let before = before.as_ref().map(|snapshot| &*snapshot.config);
+        let before = active.as_ref().map(|snapshot| &*snapshot.config);
         let missing = parsed.config.hosts.iter().any(|h| table.host(&h.host).is_none());
         // The same of credentials: of those that are not there the volume says so.
         let waits = if missing {
@@ -477,7 +476,7 @@ impl Reload {
         inner.refused = None;
         let trust = MeshTrust::of(&config.mesh);
         breathe();
-        let counts = Counts::of(&config, self.shared.current.load().as_ref().map(|s| &*s.config));
+        let counts = Counts::of(&config, before);
         let endpoints: usize = table.hosts().map(|host| host.endpoints.len()).sum();
         let listeners = self.shared.listeners().len() + config.listeners.len();
         let next = Arc::new(Snapshot {
@@ -485,9 +484,9 @@ impl Reload {
             revision: revision.clone(),
         });
         breathe();
-        let before = self.shared.ports.activate(&self.shared, next);
+        let replaced = self.shared.ports.activate(&self.shared, next);
         breathe();
-        inner.replaced.extend(before);
+        inner.replaced.extend(replaced);
         self.shared.credentials.forget(&config);
         self.counters.activated.fetch_add(1, Ordering::Relaxed);
         info!(

@@ -246,8 +246,7 @@ enum Stop {
 /// and a configuration that was replaced is freed a moment later.
 const REST: Duration = Duration::from_secs(5);
 
-/// Hands the access log's settings of each configuration to telemetry, and looks at memory. Parsing takes several times the
-/// memory of what it results in.
+/// Ends series of peers that are gone, and warns of budgets that are used up (CARD-002, CARD-003).
 async fn tend_telemetry(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(TEND).await;
@@ -256,6 +255,8 @@ async fn tend_telemetry(shared: Arc<Shared>) {
     }
 }
 
+/// Hands the access log's settings of each configuration to telemetry, and looks at memory. Parsing takes several times the
+/// memory of what it results in.
 async fn follow_configuration(shared: Arc<Shared>) {
     let mut revision = None;
     let mut endpoints = None;

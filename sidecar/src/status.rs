@@ -219,10 +219,10 @@ impl Status {
                 let application = self.probes.scrape(limit, accepted).await;
                 let own = self.metrics() + &self.probes.scrape_failures();
                 let wanted = Format::wanted(&request.headers);
-                metrics(exposition::merged(&own, application, wanted))
+                metrics(exposition::merged(own, application, wanted))
             }
             (Port::Metrics | Port::Admin, "/stats/prometheus") => {
-                metrics(exposition::document(&self.metrics(), Format::wanted(&request.headers)))
+                metrics(exposition::document(self.metrics(), Format::wanted(&request.headers)))
             }
             (Port::Status, path) if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 let current = self.shared.current.load_full();

@@ -486,6 +486,22 @@ fn a_stored_copy_is_used_for_its_own_key_and_schema_alone() {
     refused(&key);
 }
 
+/// Endpoints with `echo` alone, in so many shards.
+fn packed(app: &App, shards: usize) -> Vec<Files> {
+    let host = HostInput {
+        host: "echo.app.svc.cluster.local".into(),
+        accounts: vec!["app/echo".into()],
+        endpoints: vec![endpoint(app.address)],
+    };
+    let limits = Limits {
+        endpoint_shards: shards,
+        ..Limits::default()
+    };
+    pack::endpoints([&host], &Default::default(), &limits)
+        .expect("packed")
+        .shards
+}
+
 // spec: DLV-028, DLV-027
 #[test]
 fn endpoints_are_complete_at_start_and_keep_what_vanishes_or_disagrees() {
@@ -493,20 +509,6 @@ fn endpoints_are_complete_at_start_and_keep_what_vanishes_or_disagrees() {
         App::echo(),
         App::answering(|_| "HTTP/1.1 203 Other\r\nContent-Length: 0\r\n\r\n".into()),
     );
-    let packed = |app: &App, shards: usize| {
-        let host = HostInput {
-            host: "echo.app.svc.cluster.local".into(),
-            accounts: vec!["app/echo".into()],
-            endpoints: vec![endpoint(app.address)],
-        };
-        let limits = Limits {
-            endpoint_shards: shards,
-            ..Limits::default()
-        };
-        pack::endpoints([&host], &Default::default(), &limits)
-            .expect("packed")
-            .shards
-    };
     let pod = Pod::empty();
     let put = |shard: &Files| shard.iter().for_each(|(name, bytes)| pod.volumes.spoil(name, bytes));
     pod.volumes.configure(&limited(1));
@@ -550,20 +552,6 @@ fn endpoints_are_complete_at_start_and_keep_what_vanishes_or_disagrees() {
 fn endpoints_of_one_shard_are_enough_and_the_number_grows_and_shrinks() {
     let answering = |status: u16| App::answering(move |_| format!("HTTP/1.1 {status} Of\r\nContent-Length: 0\r\n\r\n"));
     let apps = [201, 202, 203, 204].map(answering);
-    let packed = |app: &App, shards: usize| {
-        let host = HostInput {
-            host: "echo.app.svc.cluster.local".into(),
-            accounts: vec!["app/echo".into()],
-            endpoints: vec![endpoint(app.address)],
-        };
-        let limits = Limits {
-            endpoint_shards: shards,
-            ..Limits::default()
-        };
-        pack::endpoints([&host], &Default::default(), &limits)
-            .expect("packed")
-            .shards
-    };
     let pod = Pod::empty();
     let put = |shard: &Files| shard.iter().for_each(|(name, bytes)| pod.volumes.spoil(name, bytes));
     let remove = |shard: &Files| shard.keys().for_each(|name| pod.volumes.remove(name));

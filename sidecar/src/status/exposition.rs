@@ -66,10 +66,10 @@ pub(super) fn passed_on(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// The proxy's own series, in text 0.0.4, as a document of a format.
-pub(super) fn document(own: &str, format: Format) -> (HeaderValue, String) {
+pub(super) fn document(own: String, format: Format) -> (HeaderValue, String) {
     let document = match format {
-        Format::Text => own.to_owned(),
-        Format::OpenMetrics => open_metrics(own) + END,
+        Format::Text => own,
+        Format::OpenMetrics => open_metrics(&own) + END,
     };
     (format.content_type(), document)
 }
@@ -78,12 +78,12 @@ pub(super) fn document(own: &str, format: Format) -> (HeaderValue, String) {
 /// for: its body passes as it is, so that the proxy's part must be what that is. Text in the place of OpenMetrics is
 /// what every scraper reads; OpenMetrics is no text 0.0.4 (its timestamps are seconds, its exemplars an error there),
 /// and must not be called so (PROM-009).
-pub(super) fn merged(own: &str, application: Option<Scraped>, wanted: Format) -> (HeaderValue, String) {
+pub(super) fn merged(own: String, application: Option<Scraped>, wanted: Format) -> (HeaderValue, String) {
     match application {
         None => document(own, wanted),
-        Some(Scraped::Text(body)) => (Format::Text.content_type(), format!("{own}{body}")),
+        Some(Scraped::Text(body)) => (Format::Text.content_type(), own + &body),
         // Its end is the document's.
-        Some(Scraped::OpenMetrics { kind, body }) => (kind, open_metrics(own) + &body),
+        Some(Scraped::OpenMetrics { kind, body }) => (kind, open_metrics(&own) + &body),
     }
 }
 
@@ -222,7 +222,10 @@ mod tests {
         let open = "# HELP a Things.\n# TYPE a counter\na_total{b=\"# TYPE x_total\"} 3\n# TYPE h histogram\n\
                     h_bucket{b=\",le=\\\"1\",le=\"0.5\"} 1\nh_bucket{b=\"\",le=\"10.0\"} 2\nh_bucket{b=\"\",le=\"+Inf\"} \
                     2\nh_sum{b=\"\"} 1\nh_count{b=\"\"} 2\n";
-        assert_eq!(document(text, Format::OpenMetrics).1, format!("{open}# EOF\n"));
-        assert_eq!(document(text, Format::Text).1, text);
+        assert_eq!(
+            document(text.to_owned(), Format::OpenMetrics).1,
+            format!("{open}# EOF\n")
+        );
+        assert_eq!(document(text.to_owned(), Format::Text).1, text);
     }
 }
